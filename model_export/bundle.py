@@ -1,0 +1,251 @@
+"""A checkpoint becomes a bundle: written in a scratch folder, checked there, and only then given its name."""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model_export.card import INTENDED_USE, CardFacts, on_phantoms, render_card
+from model_export.errors import BundleExists, CheckpointRefused, ExportError
+from model_export.head import fold_head, write_head
+from model_export.manifest import (
+    BACKBONE_FILE,
+    CARD_FILE,
+    HEAD_FILE,
+    LICENCE_FILE,
+    MANIFEST_FILE,
+    SAMPLE_FILE,
+    SCHEMA_FILE,
+    JsonObject,
+    build_manifest,
+    check_manifest,
+    file_entry,
+    manifest_bytes,
+    schema_text,
+)
+from model_export.onnx import export_backbone
+from model_export.parity import FP32_TOLERANCE, EngineParity, check_parity, measure_parity, parity_windows
+from model_export.sample import Sample, make_sample, write_sample
+from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from training.labels import BY_NAME
+from training.text import embedding_sha256
+
+APACHE_2 = "Apache-2.0"
+
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z]+(\.[0-9A-Za-z]+)*)?", re.ASCII)
+
+
+def apache_2_text() -> str:
+    """The text of the Apache licence, version 2.0."""
+    return resources.files("model_export").joinpath("licence-apache-2.0.txt").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class BundleTexts:
+    """What people read. `licence` is the SPDX identifier of the weights' licence and `licence_text` its text.
+
+    `trained_on` replaces what the checkpoint says under `data`; `evaluation` is Markdown; None: the exporter's words.
+    """
+
+    description: str | None = None
+    trained_on: str | None = None
+    evaluation: str | None = None
+    intended_use: str = INTENDED_USE
+    licence: str = APACHE_2
+    licence_text: str = field(default_factory=apache_2_text)
+
+
+def write_bundle(
+    checkpoint: Path,
+    out_dir: Path,
+    *,
+    name: str,
+    version: str,
+    texts: BundleTexts | None = None,
+    created: datetime | None = None,
+    tolerance: float = FP32_TOLERANCE,
+    force: bool = False,
+) -> Path:
+    """The folder `out_dir/<name>-<version>` of the new bundle. Only `created` differs between two writings.
+
+    Raises CheckpointRefused, ParityError, ManifestInvalid, BundleExists (unless `force`) or ExportError, and then
+    leaves `out_dir` with the bundles that it had.
+    """
+    check_name(name, version)
+    target = out_dir / f"{name}-{version}"
+    if target.exists() and not force:
+        raise BundleExists(f"{target.name} exists already in {out_dir}; give another version, or force to replace it.")
+    source = read_checkpoint(checkpoint)
+    check_exportable(source)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    # In the same file system as the target, so that the last step is one rename.
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=out_dir) as scratch:
+        draft = Path(scratch) / "bundle"
+        draft.mkdir()
+        _fill(draft, source, name, version, texts or BundleTexts(), created or creation_time(os.environ), tolerance)
+        _publish(draft, target, Path(scratch) / "replaced")
+    return target
+
+
+def check_name(name: str, version: str) -> None:
+    """Raises ExportError unless both fit into a folder name: lower-case words, and a semantic version."""
+    if not _NAME.fullmatch(name):
+        raise ExportError(f"The name {name!r} is not made of lower-case words and hyphens, as in viscera-compact.")
+    if not _VERSION.fullmatch(version):
+        raise ExportError(f"The version {version!r} is not a semantic version, as in 1.0.0 or 1.0.0-rc.1.")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`. Raises CheckpointRefused for a missing, broken or foreign file."""
+    if not path.is_file():
+        raise CheckpointRefused(f"There is no checkpoint {path}.")
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointRefused(str(error)) from error
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise CheckpointRefused(f"{path.name} is not a usable checkpoint: {error}") from error
+
+
+def check_exportable(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointRefused for weights that are not finite or labels that do not fit the head."""
+    names, rows = checkpoint.label_names, len(checkpoint.model.text_embedding)
+    if len(names) != rows:
+        raise CheckpointRefused(f"The checkpoint names {len(names)} labels, its head has {rows} rows.")
+    if len(set(names)) != len(names):
+        raise CheckpointRefused("The checkpoint names a label twice.")
+    for name in names:
+        if name not in BY_NAME:
+            raise CheckpointRefused(f"The label {name!r} is not in the label table; its codes and rules are unknown.")
+        for host in BY_NAME[name].hosts:
+            if host not in names:
+                raise CheckpointRefused(f"The label {name!r} lies in {host!r}, which the checkpoint does not have.")
+    for key, tensor in checkpoint.model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointRefused(f"The weights {key} hold values that are not finite; training went wrong.")
+    if embedding_sha256(checkpoint.model.text_embedding) != checkpoint.text.sha256:
+        raise CheckpointRefused("The text embedding in the weights is not the one whose hash the checkpoint states.")
+
+
+def creation_time(environment: Mapping[str, str]) -> datetime:
+    """SOURCE_DATE_EPOCH (seconds since 1970, reproducible-builds.org), or now; in UTC.
+
+    Raises ExportError for a value that is not a number of seconds.
+    """
+    epoch = environment.get("SOURCE_DATE_EPOCH")
+    if epoch is None:
+        return datetime.now(UTC)
+    try:
+        return datetime.fromtimestamp(int(epoch), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ExportError(f"SOURCE_DATE_EPOCH is {epoch!r}, not a number of seconds since 1970.") from error
+
+
+def bundle_bytes(bundle: Path) -> int:
+    """Size of a bundle: the bytes of all its files."""
+    return sum(path.stat().st_size for path in bundle.iterdir())
+
+
+def _fill(
+    draft: Path,
+    checkpoint: Checkpoint,
+    name: str,
+    version: str,
+    texts: BundleTexts,
+    created: datetime,
+    tolerance: float,
+) -> None:
+    """Writes every file of the bundle into `draft`, the manifest last."""
+    parities = _write_network(draft, checkpoint, tolerance)
+    training = _training(checkpoint, texts)
+    trained_on = str(training["data"])
+    description = texts.description or _description(checkpoint, trained_on)
+    facts = CardFacts(
+        name=name,
+        version=version,
+        description=description,
+        intended_use=texts.intended_use,
+        licence=texts.licence,
+        trained_on=trained_on,
+        evaluation=texts.evaluation,
+        training=training,
+        parities=parities,
+    )
+    (draft / CARD_FILE).write_text(render_card(checkpoint, facts), encoding="utf-8")
+    (draft / LICENCE_FILE).write_text(texts.licence_text, encoding="utf-8")
+    (draft / SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")
+    manifest = build_manifest(
+        checkpoint,
+        name=name,
+        version=version,
+        created=created,
+        description=description,
+        intended_use=texts.intended_use,
+        licence=texts.licence,
+        training=training,
+        parities=parities,
+        files={path.name: file_entry(path) for path in sorted(draft.iterdir())},
+    )
+    check_manifest(manifest)
+    (draft / MANIFEST_FILE).write_bytes(manifest_bytes(manifest))
+
+
+def _write_network(draft: Path, checkpoint: Checkpoint, tolerance: float) -> tuple[EngineParity, ...]:
+    """Writes graph, head and sample, and measures the graph as it lies on disk. Raises ParityError."""
+    model, config = checkpoint.model, checkpoint.config
+    export_backbone(model, draft / BACKBONE_FILE)
+    head = fold_head(model)
+    write_head(head, draft / HEAD_FILE)
+    windows = parity_windows(config, model.backbone.size_multiple)
+    parities = measure_parity(model, draft / BACKBONE_FILE, head, windows, tolerance)
+    check_parity(parities)
+    sample = make_sample(model, config)
+    _check_sample(sample)
+    write_sample(sample, draft / SAMPLE_FILE)
+    return parities
+
+
+def _check_sample(sample: Sample) -> None:
+    """Raises CheckpointRefused when the logits do not fit into float16, or say nothing."""
+    if not bool(np.isfinite(sample.logits).all()):
+        raise CheckpointRefused("The model's logits on the sample window are beyond the range of float16.")
+    if not bool(np.ptp(sample.logits, axis=(2, 3, 4)).any()):
+        raise CheckpointRefused("The model's logits do not vary over the sample window: its voxel features are dead.")
+
+
+def _training(checkpoint: Checkpoint, texts: BundleTexts) -> JsonObject:
+    """The checkpoint's provenance with its `data` stated. Raises CheckpointRefused when nobody states them."""
+    training = dict(checkpoint.training)
+    if texts.trained_on is not None:
+        training["data"] = texts.trained_on
+    if not training.get("data"):
+        raise CheckpointRefused("The checkpoint does not say what it was trained on (`data`); state it at export.")
+    return training
+
+
+def _description(checkpoint: Checkpoint, trained_on: str) -> str:
+    count, architecture = len(checkpoint.label_names), checkpoint.config.architecture
+    purpose = " Trained on procedural phantoms, for demonstration and tests." if on_phantoms(trained_on) else ""
+    return (
+        f"CLIP-Driven Universal Model, {count} labels of abdominal and thoracic CT, backbone {architecture}.{purpose}"
+    )
+
+
+def _publish(draft: Path, target: Path, replaced: Path) -> None:
+    """Gives the draft its name. A bundle that is replaced is moved to `replaced`, and back if the rename fails."""
+    if target.exists():
+        target.rename(replaced)
+    try:
+        draft.rename(target)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(target)
+        raise

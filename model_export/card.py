@@ -1,0 +1,117 @@
+"""MODEL_CARD.md: what a reader must know before using a bundle. The text around the numbers is `model_card.md.tpl`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from string import Template
+
+from model_export.manifest import JsonObject, exported_parameters
+from model_export.parity import EngineParity
+from training.checkpoint import Checkpoint
+from training.labels import BY_NAME
+
+INTENDED_USE = "Research only. Not a medical device: not for diagnosis, treatment or any other clinical decision."
+NOT_EVALUATED = "Not evaluated: no evaluation was given at export."
+
+_PHANTOM_NOTE = """\
+The weights were trained on procedural phantoms, for demonstration and tests. Results on phantoms say
+that the software works; they say nothing about how well the method does on patients."""
+_PHANTOM_LIMITS = """\
+- Real anatomy, disease, contrast timing and artefacts differ from the phantoms: on real CT expect missed organs, false
+  lesions and rough borders. Do not report figures of this bundle as those of the Universal Model."""
+_OTHER_NOTE = "The exporter knows no more about the data than the line above, which comes from the checkpoint."
+_OTHER_LIMITS = "- Performance outside the training data's scanners, protocols and patients is unknown."
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card says beyond the checkpoint itself; `evaluation` is Markdown."""
+
+    name: str
+    version: str
+    description: str
+    intended_use: str
+    licence: str
+    trained_on: str
+    evaluation: str | None
+    training: JsonObject
+    parities: tuple[EngineParity, ...]
+
+
+def on_phantoms(trained_on: str) -> bool:
+    """Whether the data, in the words of the checkpoint, are phantoms."""
+    return "phantom" in trained_on.lower()
+
+
+def render_card(checkpoint: Checkpoint, facts: CardFacts) -> str:
+    """The card as Markdown; the same checkpoint and facts give the same text."""
+    config, model, text = checkpoint.config, checkpoint.model, checkpoint.text
+    phantoms = on_phantoms(facts.trained_on)
+    template = resources.files("model_export").joinpath("model_card.md.tpl").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        name=facts.name,
+        version=facts.version,
+        intended_use=facts.intended_use,
+        description=facts.description,
+        trained_on=f"Trained on: {facts.trained_on}",
+        data_note=_PHANTOM_NOTE if phantoms else _OTHER_NOTE,
+        architecture=config.architecture,
+        backbone_parameters=f"{exported_parameters(model):,}",
+        feature_stride=model.feature_stride,
+        label_count=len(checkpoint.label_names),
+        spacing=" x ".join(f"{edge:g}" for edge in config.spacing_mm),
+        intensity_range=_interval(config.intensity_range_hu),
+        output_range=_interval(config.output_range),
+        roi_size=" x ".join(str(edge) for edge in config.roi_size),
+        overlap=f"{config.overlap:g}",
+        text_encoder=text.encoder,
+        prompt_template=text.prompt_template,
+        text_sha256=text.sha256,
+        labels=_label_table(checkpoint.label_names),
+        training=_training_table(checkpoint.sha256, facts.training),
+        evaluation=(facts.evaluation or NOT_EVALUATED).strip(),
+        parity=_parity_table(facts.parities),
+        limits=_PHANTOM_LIMITS if phantoms else _OTHER_LIMITS,
+        licence=facts.licence,
+    )
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:g} to {ends[1]:g}"
+
+
+def _label_table(names: Sequence[str]) -> str:
+    labels = [BY_NAME[name] for name in names]
+    rows = (
+        (
+            str(label.index),
+            f"`{label.name}`",
+            label.kind.value,
+            ", ".join(label.hosts),
+            label.type.meaning,
+            label.type.value,
+        )
+        for label in labels
+    )
+    return _table(("index", "label", "kind", "in", "type", "SNOMED CT"), rows)
+
+
+def _training_table(checkpoint_sha256: str, training: JsonObject) -> str:
+    """The provenance as the checkpoint states it, one row per key; nested values stay JSON-like."""
+    rows = [(key, str(value)) for key, value in training.items()]
+    return _table(("", ""), [*rows, ("checkpoint SHA-256", f"`{checkpoint_sha256}`")])
+
+
+def _parity_table(parities: Iterable[EngineParity]) -> str:
+    rows = [(parity.engine, f"{parity.max_relative_error:.0e}", f"{parity.tolerance:.0e}") for parity in parities]
+    return _table(("engine", "error", "allowed"), rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [_row(head), "|" + "---|" * len(head), *(_row(row) for row in rows)]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    # A bar or a line break inside a cell would end it.
+    return "| " + " | ".join(" ".join(cell.replace("|", r"\|").split()) for cell in cells) + " |"

@@ -1,0 +1,108 @@
+"""`viscera-export`: a checkpoint in, a bundle out; or a bundle held against its checkpoint."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from model_export.verify import Check
+
+FAILED = 2  # the exit code when no bundle was written, or one does not hold
+
+app = typer.Typer(
+    help="Turn checkpoints into bundles that the service opens.", no_args_is_help=True, add_completion=False
+)
+_out, _err = Console(), Console(stderr=True)
+
+
+@app.command()
+def bundle(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint written by viscera-train.")],
+    out: Annotated[Path, typer.Option(help="Folder that gets <name>-<version>/.")],
+    name: Annotated[str, typer.Option(help="Lower-case words and hyphens.")],
+    version: Annotated[str, typer.Option(help="Semantic version.")],
+    evaluation: Annotated[Path | None, typer.Option(help="Markdown for the model card.")] = None,
+    description: Annotated[str | None, typer.Option(help="One sentence about the model.")] = None,
+    trained_on: Annotated[str | None, typer.Option(help="The data, if the checkpoint does not say.")] = None,
+    licence: Annotated[str, typer.Option(help="SPDX identifier of the weights' licence.")] = "Apache-2.0",
+    licence_file: Annotated[Path | None, typer.Option(help="Its text; needed for any but Apache-2.0.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name and version.")] = False,
+) -> None:
+    """Write a bundle: backbone as ONNX, folded head, manifest, sample, model card; refused if anything is off."""
+    try:
+        from model_export.bundle import APACHE_2, BundleTexts, apache_2_text, bundle_bytes, write_bundle
+    except ModuleNotFoundError as error:
+        _fail_without(error)
+    from model_export.errors import ExportError
+
+    if licence != APACHE_2 and licence_file is None:
+        _fail(f"The licence {licence} needs its text: give --licence-file.")
+    try:
+        texts = BundleTexts(
+            description=description,
+            trained_on=trained_on,
+            evaluation=None if evaluation is None else evaluation.read_text(encoding="utf-8"),
+            licence=licence,
+            licence_text=apache_2_text() if licence_file is None else licence_file.read_text(encoding="utf-8"),
+        )
+        with _err.status(f"Exporting {escape(checkpoint.name)} and measuring its parity"):
+            written = write_bundle(checkpoint, out, name=name, version=version, texts=texts, force=force)
+    except (ExportError, OSError, UnicodeDecodeError) as error:
+        _fail(str(error))
+    files = Table("file", "bytes", box=None)
+    files.columns[1].justify = "right"
+    for path in sorted(written.iterdir()):
+        files.add_row(path.name, f"{path.stat().st_size:,}")
+    _out.print(files)
+    _out.print(f"{written}  {bundle_bytes(written) / 1e6:.2f} MB", soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    checkpoint: Annotated[Path, typer.Option(help="The checkpoint it was written from.")],
+) -> None:
+    """Hold a bundle against its checkpoint: hashes, schema, head, sample, and the parity of every engine again."""
+    try:
+        from model_export.verify import verify_bundle
+    except ModuleNotFoundError as error:
+        _fail_without(error)
+    from model_export.errors import ExportError
+
+    try:
+        with _err.status(f"Verifying {escape(bundle.name)}"):
+            checks = verify_bundle(bundle, checkpoint)
+    except (ExportError, OSError) as error:
+        _fail(str(error))
+    _out.print(_check_table(checks))
+    failed = [check.subject for check in checks if not check.passed]
+    if failed:
+        _fail(f"{bundle.name} does not hold against {checkpoint.name}: {', '.join(failed)}.")
+
+
+def _check_table(checks: "Iterable[Check]") -> Table:
+    table = Table("check", "relative error", "allowed", "")
+    for check in checks:
+        verdict = "[green]ok[/green]" if check.passed else "[red]off[/red]"
+        table.add_row(check.subject, f"{check.measured:.1e}", f"{check.allowed:.0e}", verdict)
+    return table
+
+
+def _fail(sentence: str) -> NoReturn:
+    """One line on standard error, exit code 2."""
+    _err.print(f"error: {' '.join(sentence.split())}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(FAILED)
+
+
+def _fail_without(error: ModuleNotFoundError) -> NoReturn:
+    _fail(f"The export needs {error.name}: install viscera with its extra `training`.")
+
+
+def main() -> None:
+    """Entry point of the script."""
+    app()

@@ -1,0 +1,35 @@
+"""Why no bundle came out, as a tree.
+
+    ExportError
+    ├── CheckpointRefused   weights that are not finite, labels that do not fit the head, a foreign text embedding
+    ├── ParityError         an engine does not reproduce the torch model on the exported graph
+    ├── ManifestInvalid     the manifest does not follow bundle.schema.json
+    ├── BundleExists        a bundle of that name and version is there already
+    └── BundleDamaged       a bundle that was to be verified lacks a file, or a file differs from its manifest
+
+The message names the thing, the value and the remedy. Whatever is raised, nothing is left in the output folder.
+"""
+
+
+class ExportError(Exception):
+    """No bundle was written, or a bundle did not pass verification."""
+
+
+class CheckpointRefused(ExportError):
+    """The checkpoint cannot become a bundle."""
+
+
+class ParityError(ExportError):
+    """The exported graph and the torch model disagree by more than the tolerance."""
+
+
+class ManifestInvalid(ExportError):
+    """The manifest does not follow the schema."""
+
+
+class BundleExists(ExportError):
+    """The target folder exists and `force` was not given."""
+
+
+class BundleDamaged(ExportError):
+    """A file of the bundle is missing, unreadable or altered."""

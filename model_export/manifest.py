@@ -1,0 +1,174 @@
+"""manifest.json: what the service must know about a model, gathered from checkpoint, labels and measurements.
+
+The form is `bundle.schema.json`, which is copied into each bundle; a manifest that does not follow it is not written.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from jsonschema import Draft202012Validator
+
+from model_export.errors import ManifestInvalid
+from model_export.parity import EngineParity
+from model_export.rules import THRESHOLD, postprocessing_rules
+from training.checkpoint import Checkpoint
+from training.labels import BY_NAME, Code, Label
+from training.networks.universal import EMBEDDING_CHANNELS, FEATURE_CHANNELS, UniversalModel, count_parameters
+
+JsonObject: TypeAlias = dict[str, Any]
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+BACKBONE_FILE = "backbone.onnx"
+HEAD_FILE = "head.safetensors"
+SAMPLE_FILE = "sample.npz"
+CARD_FILE = "MODEL_CARD.md"
+LICENCE_FILE = "LICENSE"
+SCHEMA_FILE = "bundle.schema.json"
+
+_CODING_SCHEME = "SCT"  # SNOMED CT, as DICOM PS3.16 designates it
+_SIGMA_SCALE = 0.125  # standard deviation of the Gaussian blending in window edges, as in the reference
+
+
+def schema_text() -> str:
+    """The JSON Schema of manifest.json."""
+    return resources.files("model_export").joinpath(SCHEMA_FILE).read_text(encoding="utf-8")
+
+
+def check_manifest(manifest: JsonObject) -> None:
+    """Raises ManifestInvalid with the place and the reason of the first fault."""
+    faults = Draft202012Validator(json.loads(schema_text())).iter_errors(manifest)
+    fault = min(faults, key=lambda error: (error.json_path, error.message), default=None)
+    if fault is not None:
+        raise ManifestInvalid(f"{MANIFEST_FILE} is off at {fault.json_path}: {fault.message}.")
+
+
+def manifest_bytes(manifest: JsonObject) -> bytes:
+    """The file's bytes. Their SHA-256 is the hash of the bundle."""
+    return (json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def file_entry(path: Path) -> JsonObject:
+    """Hash and length of a file of the bundle."""
+    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+
+
+def label_entry(name: str) -> JsonObject:
+    """A label with its codes, threshold and rules. Raises KeyError for an unknown name."""
+    label = BY_NAME[name]
+    return {
+        "index": label.index,
+        "name": label.name,
+        "display_name": label.display_name,
+        "kind": label.kind.value,
+        "hosts": list(label.hosts),
+        "color": list(label.color),
+        "category": _code(label.category),
+        "type": _code(label.type),
+        "laterality": _code(label.laterality),
+        "anatomic_region": _code(label.anatomic_region),
+        "threshold": THRESHOLD,
+        "postprocessing": _rules(label),
+    }
+
+
+def exported_parameters(model: UniversalModel) -> int:
+    """Trained values that backbone.onnx stands for: the backbone and the two layers that read it."""
+    return sum(count_parameters(part) for part in (model.backbone, model.feature_head, model.gap))
+
+
+def precision_entry(parities: Iterable[EngineParity]) -> JsonObject:
+    """fp32, with the parity of each engine rounded up to two digits: the third depends on the machine."""
+    return {
+        "name": "fp32",
+        "file": BACKBONE_FILE,
+        "parity": [
+            {
+                "engine": parity.engine,
+                "max_relative_error": round_up(parity.max_relative_error),
+                "tolerance": parity.tolerance,
+            }
+            for parity in parities
+        ],
+    }
+
+
+def round_up(value: float) -> float:
+    """The next number of two significant digits that is not below; 0 stays 0."""
+    if value == 0.0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit) * unit:.1e}")
+
+
+def build_manifest(
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    version: str,
+    created: datetime,
+    description: str,
+    intended_use: str,
+    licence: str,
+    training: JsonObject,
+    parities: Iterable[EngineParity],
+    files: JsonObject,
+) -> JsonObject:
+    """The whole manifest as JSON; `files` maps each file's name to its `file_entry`, `created` is in UTC."""
+    config, model = checkpoint.config, checkpoint.model
+    crop = config.foreground_above_hu
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "version": version,
+        "created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "description": description,
+        "intended_use": intended_use,
+        "licence": licence,
+        "files": files,
+        "labels": [label_entry(label_name) for label_name in checkpoint.label_names],
+        "preprocessing": {
+            "orientation": "RAS",
+            "spacing_mm": list(config.spacing_mm),
+            "intensity_range_hu": list(config.intensity_range_hu),
+            "output_range": list(config.output_range),
+            "interpolation": config.interpolation,
+            "foreground_crop": None if crop is None else {"above_hu": crop},
+        },
+        "sliding_window": {
+            "roi_size": list(config.roi_size),
+            "overlap": config.overlap,
+            "importance": "gaussian",
+            "sigma_scale": _SIGMA_SCALE,
+        },
+        "mask_interpolation": "linear",
+        "backbone": {
+            "architecture": config.architecture,
+            "feature_channels": FEATURE_CHANNELS,
+            "pooled_channels": EMBEDDING_CHANNELS,
+            "feature_stride": model.feature_stride,
+            "parameters": exported_parameters(model),
+        },
+        "precisions": [precision_entry(parities)],
+        "text": {
+            "encoder": checkpoint.text.encoder,
+            "prompt_template": checkpoint.text.prompt_template,
+            "embedding_sha256": checkpoint.text.sha256,
+        },
+        "training": {**training, "checkpoint_sha256": checkpoint.sha256},
+    }
+
+
+def _code(code: Code | None) -> JsonObject | None:
+    return None if code is None else {"scheme": _CODING_SCHEME, "value": code.value, "meaning": code.meaning}
+
+
+def _rules(label: Label) -> list[JsonObject]:
+    return [asdict(rule) for rule in postprocessing_rules(label)]

@@ -1,0 +1,54 @@
+# $name $version
+
+**$intended_use**
+
+$description
+
+## Data
+
+$trained_on
+
+$data_note
+
+## Model
+
+| | |
+|---|---|
+| method | CLIP-Driven Universal Model (Liu et al., ICCV 2023, arXiv 2301.00785), an independent implementation |
+| backbone | `$architecture`, $backbone_parameters parameters, voxel features at stride $feature_stride |
+| head | text-driven: 153 generated numbers per label; the text branch is folded into `head.safetensors` |
+| labels | $label_count |
+| input | CT in HU, RAS orientation, $spacing mm; $intensity_range HU mapped to $output_range |
+| window | $roi_size voxels, overlap $overlap, Gaussian blending |
+| text encoder | $text_encoder |
+| prompt | `$prompt_template` |
+| text embedding SHA-256 | `$text_sha256` |
+
+## Labels
+
+$labels
+
+## Training
+
+$training
+
+## Evaluation
+
+$evaluation
+
+## Parity with torch
+
+Largest difference of logits, relative to the largest logit, over windows of noise, air and a cartoon trunk (fp32).
+
+$parity
+
+## Limits
+
+$limits
+- The text encoder is not part of the bundle: a label cannot be added by naming it.
+- Masks overlap where anatomy does: a lesion belongs to its host organ too.
+- Thresholds and post-processing rules come from the reference implementation; they were not tuned for this model.
+
+## Licence
+
+$licence, see LICENSE.

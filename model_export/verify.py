@@ -1,0 +1,120 @@
+"""A written bundle against the checkpoint it claims to come from: structure first, then every number again."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import torch
+from safetensors import SafetensorError
+
+from model_export.bundle import check_exportable, read_checkpoint
+from model_export.errors import BundleDamaged
+from model_export.head import FoldedHead, fold_head, read_head
+from model_export.manifest import (
+    BACKBONE_FILE,
+    HEAD_FILE,
+    MANIFEST_FILE,
+    SAMPLE_FILE,
+    JsonObject,
+    check_manifest,
+    file_entry,
+)
+from model_export.parity import measure_parity, parity_windows, relative_error
+from model_export.sample import SELF_TEST_TOLERANCE, Sample, read_sample
+from training.checkpoint import Checkpoint
+
+HEAD_TOLERANCE = 1e-6  # float32 rounding of one matrix product
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: how far the bundle is off, and how far it may be. Relative errors; NaN when not comparable."""
+
+    subject: str
+    measured: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bundle holds; NaN does not."""
+        return self.measured <= self.allowed
+
+
+def verify_bundle(bundle: Path, checkpoint_path: Path) -> tuple[Check, ...]:
+    """Every comparison of a bundle folder with a checkpoint, whether it passed or not.
+
+    Raises BundleDamaged or ManifestInvalid when the bundle is not sound in itself, and CheckpointRefused.
+    """
+    manifest = read_manifest(bundle)
+    check_manifest(manifest)
+    check_files(bundle, manifest)
+    head, sample = _read_arrays(bundle)
+    checkpoint = read_checkpoint(checkpoint_path)
+    check_exportable(checkpoint)
+    same_labels = [label["name"] for label in manifest["labels"]] == list(checkpoint.label_names)
+    same_file = manifest["training"]["checkpoint_sha256"] == checkpoint.sha256
+    checks = [
+        Check("checkpoint hash", 0.0 if same_file else math.nan, 0.0),
+        Check("labels", 0.0 if same_labels else math.nan, 0.0),
+    ]
+    return (*checks, *_head_checks(head, checkpoint), *_logit_checks(bundle, head, sample, checkpoint))
+
+
+def read_manifest(bundle: Path) -> JsonObject:
+    """The manifest as JSON, unchecked. Raises BundleDamaged when it is missing or not an object."""
+    try:
+        manifest = json.loads((bundle / MANIFEST_FILE).read_bytes())
+    except OSError as error:
+        raise BundleDamaged(f"{bundle} has no readable {MANIFEST_FILE}; give the folder of a bundle.") from error
+    except ValueError as error:
+        raise BundleDamaged(f"{MANIFEST_FILE} is not JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise BundleDamaged(f"{MANIFEST_FILE} holds a {type(manifest).__name__}, not an object.")
+    return manifest
+
+
+def check_files(bundle: Path, manifest: JsonObject) -> None:
+    """Raises BundleDamaged for a file that is missing, altered or not listed."""
+    found = {path.name for path in bundle.iterdir()} - {MANIFEST_FILE}
+    if stranger := min(found - manifest["files"].keys(), default=None):
+        raise BundleDamaged(f"{stranger} is in the bundle but not in its manifest.")
+    for name, stated in manifest["files"].items():
+        if name not in found:
+            raise BundleDamaged(f"{name} is in the manifest but not in the bundle.")
+        if file_entry(bundle / name) != stated:
+            raise BundleDamaged(f"{name} was altered: its hash or length is not the manifest's.")
+
+
+def _read_arrays(bundle: Path) -> tuple[FoldedHead, Sample]:
+    try:
+        return read_head(bundle / HEAD_FILE), read_sample(bundle / SAMPLE_FILE)
+    except (BadZipFile, KeyError, OSError, SafetensorError, ValueError) as error:
+        raise BundleDamaged(f"{HEAD_FILE} or {SAMPLE_FILE} cannot be read: {error}") from error
+
+
+def _head_checks(head: FoldedHead, checkpoint: Checkpoint) -> list[Check]:
+    expected = fold_head(checkpoint.model)
+    pairs = {"W_image": (head.W_image, expected.W_image), "K": (head.K, expected.K)}
+    return [
+        Check(f"head {name}", relative_error(a, b) if a.shape == b.shape else math.nan, HEAD_TOLERANCE)
+        for name, (a, b) in pairs.items()
+    ]
+
+
+def _logit_checks(bundle: Path, head: FoldedHead, sample: Sample, checkpoint: Checkpoint) -> list[Check]:
+    model = checkpoint.model
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(sample.window).float()).numpy()
+    if logits.shape != sample.logits.shape or len(head.K) != len(checkpoint.label_names):
+        return [Check("sample logits", math.nan, SELF_TEST_TOLERANCE)]
+    windows = parity_windows(checkpoint.config, model.backbone.size_multiple)
+    parities = measure_parity(model, bundle / BACKBONE_FILE, head, windows)
+    return [
+        Check("sample logits", relative_error(sample.logits, logits), SELF_TEST_TOLERANCE),
+        *(
+            Check(f"{parity.engine} fp32, worst on {parity.window}", parity.max_relative_error, parity.tolerance)
+            for parity in parities
+        ),
+    ]

@@ -1,0 +1,36 @@
+"""What the routes work with: one object per application, handed to each route that asks for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.catalog import Catalog
+from service.jobs.store import JobStore
+from service.settings import Settings
+from service.storage import LocalStorage
+
+Dispatch = Callable[[str], bool]
+"""Sends the message about a queued job; False when the broker is away, and then the sweeper sends it later."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """The outside world of the API."""
+
+    settings: Settings
+    store: JobStore
+    storage: LocalStorage
+    catalog: Catalog
+    dispatch: Dispatch
+
+
+def services_of(request: Request) -> Services:
+    """The application's services."""
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]

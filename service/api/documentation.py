@@ -1,0 +1,54 @@
+"""The OpenAPI document of the application, as it is served and as `openapi.yaml` holds it."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.api.problems import Problem
+
+REF_TEMPLATE = "#/components/schemas/{model}"
+DESCRIPTION = """\
+A CT study (DICOM or NIfTI) goes in; masks of organs and lesions, and a JSON of findings come out.
+
+Submit with `POST /v1/jobs`, poll the job's address as often as its `Retry-After` asks, then fetch its findings and
+artifacts. Errors are RFC 9457 problem documents; the page at a problem's `type` explains its kind.
+
+Research use only. Not a medical device.
+"""
+TAGS = [
+    {"name": "jobs", "description": "Submit studies and follow the work on them."},
+    {"name": "results", "description": "What a succeeded job has found and written."},
+    {"name": "models", "description": "What jobs can ask for."},
+    {"name": "health", "description": "For load balancers and operators."},
+]
+
+
+def openapi_document(app: FastAPI) -> dict[str, Any]:
+    """The document; made once per application.
+
+    FastAPI documents its own form of validation error (422) on each route with a parameter; here such an error is the
+    problem `invalid-request` (400), which a route that can answer it documents itself.
+    """
+    if app.openapi_schema:
+        return app.openapi_schema
+    document = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS)
+    schemas = document["components"]["schemas"]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            _drop_framework_validation_error(operation["responses"])
+            operation["responses"] = dict(sorted(operation["responses"].items()))
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    problem = Problem.model_json_schema(ref_template=REF_TEMPLATE)
+    schemas.update(problem.pop("$defs", {}))
+    schemas["Problem"] = problem
+    document["components"]["schemas"] = dict(sorted(schemas.items()))
+    app.openapi_schema = document
+    return document
+
+
+def _drop_framework_validation_error(responses: dict[str, Any]) -> None:
+    content = responses.get("422", {}).get("content", {})
+    if "HTTPValidationError" in str(content.pop("application/json", "")) and not content:
+        del responses["422"]

@@ -1,0 +1,160 @@
+"""The `viscera` command: what a user types, and nothing else; the work is in the modules beside this one.
+
+Each command imports its work when it runs, so that `viscera --help` is quick and `submit` needs no numerical stack.
+Exit status: 0 done; 1 `doctor` found something missing; 2 a problem, said in one line; 130 interrupted.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+Parameters = ParamSpec("Parameters")
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="viscera",
+    help="Segments organs and lesions of a CT. Research use only; not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+LabelsOption = Annotated[
+    str | None, typer.Option(help="Labels to segment, comma separated; all of the model's otherwise.", metavar="A,B")
+]
+UrlOption = Annotated[str, typer.Option(help="Address of the service.", envvar="VISCERA_URL")]
+
+
+def main() -> None:
+    """Entry point of the `viscera` script."""
+    app()
+
+
+def _exits(work: Callable[Parameters, int]) -> Callable[Parameters, None]:
+    """The work as a command: its number becomes the exit status, and a typed error one line on stderr."""
+
+    @functools.wraps(work)
+    def command(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        try:
+            status = work(*args, **kwargs)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        except Exception as error:
+            from service.cli.console import report
+
+            if not report(error):
+                raise
+            status = 2
+        raise typer.Exit(status)
+
+    return command
+
+
+@app.command("serve")
+@_exits
+def serve_command(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; VISCERA_HOST otherwise.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on, 0 for a free one; VISCERA_PORT otherwise.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder for jobs and files; VISCERA_DATA_DIR otherwise.")
+    ] = None,
+) -> int:
+    """Start the service: API, a worker and the sweeper, with no other server needed."""
+    from service.cli.serve import serve
+
+    return serve(host=host, port=port, data_dir=data_dir)
+
+
+@app.command("worker")
+@_exits
+def worker_command() -> int:
+    """Start one more worker for the job table and queue of the settings."""
+    from service.settings import Settings
+    from service.worker import run_worker
+
+    return run_worker(Settings())
+
+
+@app.command("segment")
+@_exits
+def segment_command(
+    studies: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", help="NIfTI file, zip, or folder of DICOM files.", exists=True),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results; one folder per study when there are several.")],
+    bundle: Annotated[str | None, typer.Option(help="Path, id or name of a bundle; the default otherwise.")] = None,
+    labels: LabelsOption = None,
+    overlap: Annotated[float | None, typer.Option(help="Overlap of windows, 0 to 0.9.", min=0.0, max=0.9)] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, openvino or onnxruntime.")] = None,
+) -> int:
+    """Segment studies here and now, without a service."""
+    from service.cli.segment import segment
+
+    return segment(studies, out, bundle=bundle, labels=_split(labels), overlap=overlap, engine=engine)
+
+
+@app.command("submit")
+@_exits
+def submit_command(
+    study: Annotated[
+        Path, typer.Argument(metavar="PATH", help="NIfTI file, zip, or folder of DICOM files.", exists=True)
+    ],
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job and print its findings.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder to download the results to; implies --wait.")] = None,
+    model: Annotated[str | None, typer.Option(help="Id or name of a model of the service.")] = None,
+    labels: LabelsOption = None,
+    url: UrlOption = DEFAULT_URL,
+) -> int:
+    """Send a study to a running service."""
+    from service.cli.submit import submit
+
+    return submit(study, url=url, wait=wait or out is not None, out=out, model=model, labels=_split(labels))
+
+
+@app.command("models")
+@_exits
+def models_command(
+    url: Annotated[str | None, typer.Option(help="Ask this service instead of looking here.")] = None,
+) -> int:
+    """List the models that jobs can ask for."""
+    from service.cli.models import print_models
+
+    return print_models(url)
+
+
+@app.command("doctor")
+@_exits
+def doctor_command() -> int:
+    """Check this installation and say what is missing."""
+    from service.cli.doctor import examine
+
+    return examine()
+
+
+def _split(labels: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (labels or "").split(",") if name.strip())
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"viscera {installed_version('viscera')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,110 @@
+"""What the commands print: progress and problems on stderr, results on stdout."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from service.client import ProblemError, UnreachableError
+from service.errors import VisceraError
+
+OUT = Console(highlight=False, soft_wrap=False)
+ERR = Console(stderr=True, highlight=False)
+
+Findings = Mapping[str, Any]
+
+
+def report(error: Exception) -> bool:
+    """Print a typed error in one line; False for an error that nobody expected."""
+    if isinstance(error, VisceraError | ProblemError):
+        line = f"{error.title}: {error.detail} ({error.code})"
+    elif isinstance(error, UnreachableError):
+        line = str(error)
+    elif isinstance(error, ValidationError):
+        first = error.errors()[0]
+        line = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    else:
+        return False
+    print_problem(line)
+    return True
+
+
+def print_problem(line: str) -> None:
+    """One line on stderr that says what went wrong."""
+    ERR.print(f"[bold red]error[/] {escape(' '.join(line.split()))}", soft_wrap=True)
+
+
+def progress_bar() -> Progress:
+    """A bar for one study: what is being done, how far, for how long."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=ERR
+    )
+
+
+def print_findings(findings: Findings) -> None:
+    """The findings as tables: lesions, organs, and what to know before trusting them."""
+    OUT.print(_lesion_table(findings["lesions"]))
+    OUT.print(_organ_table(findings["organs"]))
+    absent = [organ["display_name"] for organ in findings["organs"] if not organ["present"]]
+    if absent:
+        OUT.print(f"Not found: {', '.join(absent)}.", style="dim")
+    for warning in findings["warnings"]:
+        OUT.print(f"[yellow]warning[/] {escape(warning['message'])}")
+    OUT.print(findings["statement"], style="italic")
+
+
+def _lesion_table(lesions: Iterable[Findings]) -> Table:
+    table = Table(title="Lesions (axial diameters: longest, and across it)", title_justify="left")
+    table.add_column("Lesion", no_wrap=True)
+    table.add_column("In")
+    for head in ("ml", "Longest, mm", "Across, mm", "Probability"):
+        table.add_column(head, justify="right")
+    for lesion in lesions:
+        table.add_row(
+            lesion["id"],
+            lesion["host_organ"] or "-",
+            _number(lesion["volume_ml"], 2),
+            _number(lesion["longest_axial_diameter_mm"], 1),
+            _number(lesion["perpendicular_diameter_mm"], 1),
+            _number(lesion["mean_probability"], 2),
+        )
+    if not table.rows:
+        table.add_row("none found", *[""] * 5)
+    return table
+
+
+def _organ_table(organs: Iterable[Findings]) -> Table:
+    table = Table(title="Organs", title_justify="left")
+    table.add_column("Organ", no_wrap=True)
+    for head in ("ml", "Mean HU", "SD HU"):
+        table.add_column(head, justify="right")
+    table.add_column("Cut by the field of view")
+    for organ in organs:
+        if organ["present"]:
+            table.add_row(
+                organ["display_name"],
+                _number(organ["volume_ml"], 1),
+                _number(organ["mean_hu"], 0),
+                _number(organ["sd_hu"], 0),
+                ", ".join(organ["cut_sides"]),
+            )
+    if not table.rows:
+        table.add_row("none found", *[""] * 4)
+    return table
+
+
+def print_files(folder: Path, names: Iterable[str]) -> None:
+    """Where the results are."""
+    names = list(names)
+    OUT.print(f"{len(names)} files in {folder}:", soft_wrap=True, markup=False)
+    for name in names:
+        OUT.print(f"  {name}", soft_wrap=True, markup=False)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,105 @@
+"""`viscera segment`: studies in, results out, in this process and with no service."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from service.catalog import Catalog
+from service.cli.console import OUT, print_files, print_findings, progress_bar, report
+from service.errors import VisceraError
+from service.inference.model import Model, load_model
+from service.pipeline import segment_study
+from service.progress import Stage, overall_percent
+from service.reporting.schema import Findings
+from service.request import SegmentationRequest
+from service.settings import Settings
+
+STUDY_SUFFIXES = (".nii.gz", ".nii", ".zip")
+
+
+def segment(
+    studies: Sequence[Path],
+    out: Path,
+    *,
+    bundle: str | None,
+    labels: Sequence[str],
+    overlap: float | None,
+    engine: str | None,
+) -> int:
+    """Segment each study; 2 when one of them could not be, after the others were done.
+
+    Raises:
+        VisceraError: the bundle, a label or the engine was refused, before any study is read.
+    """
+    settings = Settings() if engine is None else Settings(engine=engine)  # type: ignore[arg-type]
+    catalog = Catalog.from_settings(settings)
+    path = _bundle_path(catalog, bundle, labels)
+    request = SegmentationRequest(labels=tuple(labels) or None, overlap=overlap)
+    model = load_model(path, settings.engine, settings.threads)
+    status = 0
+    for study, target in _targets(studies, out):
+        try:
+            findings = _segment_into(target, study, model, request)
+        except VisceraError as error:
+            OUT.print(f"{study}:", soft_wrap=True, markup=False)
+            report(error)
+            status = 2
+        else:
+            print_findings(findings.model_dump(mode="json"))
+            print_files(target, _names(target))
+    return status
+
+
+def _bundle_path(catalog: Catalog, bundle: str | None, labels: Sequence[str]) -> Path:
+    """The bundle at a path, whose labels the pipeline will check, or the catalog's."""
+    if bundle is not None and Path(bundle).exists():
+        return Path(bundle)
+    entry = catalog.find(bundle)
+    entry.require_labels(labels)
+    return entry.path
+
+
+def _segment_into(target: Path, study: Path, model: Model, request: SegmentationRequest) -> Findings:
+    """Results appear in `target` when all of them are written; a study that fails leaves nothing there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".viscera-", dir=target.parent) as scratch, progress_bar() as bar:
+        working = bar.add_task(study.name, total=100)
+
+        def show(stage: Stage, fraction: float) -> None:
+            bar.update(working, completed=overall_percent(stage, fraction), description=f"{study.name}: {stage}")
+
+        result = Path(scratch) / "result"
+        result.mkdir()
+        findings = segment_study(study, result, model, request, show)
+        bar.update(working, completed=100, description=f"{study.name}: done")
+        for name in _names(result):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (result / name).replace(target / name)
+    return findings
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _targets(studies: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
+    """Each study and the folder for its results: `out` itself, or below it a folder of the study's name."""
+    if len(studies) == 1:
+        yield studies[0], out
+        return
+    taken: set[str] = set()
+    for study in studies:
+        base = name = study_name(study)
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{base}-{number}"
+        taken.add(name)
+        yield study, out / name
+
+
+def study_name(study: Path) -> str:
+    """The file's or folder's name without a known suffix."""
+    name = study.resolve().name
+    suffix = next((suffix for suffix in STUDY_SUFFIXES if name.lower().endswith(suffix)), "")
+    return name.removesuffix(name[len(name) - len(suffix) :]) if suffix else name

@@ -1,0 +1,99 @@
+"""`viscera serve`: API, worker and sweeper under one command, with the embedded queue or the broker of the settings."""
+
+import signal
+import socket
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from service.cli.console import OUT, print_problem
+from service.jobs.queue import JobQueue
+from service.jobs.store import JobStore
+from service.main import create_app
+from service.settings import Settings
+from service.storage import LocalStorage
+from service.sweeper import Sweeper
+from service.telemetry import configure_logging
+from service.worker import start_embedded_worker
+
+LONGEST_ANSWER_SECONDS = 10  # how long requests under way may go on after a signal
+
+log = structlog.get_logger(__name__)
+
+
+def serve(*, host: str | None, port: int | None, data_dir: Path | None) -> int:
+    """Serve until SIGINT or SIGTERM; the job at hand then has the settings' grace period. Returns the exit status.
+
+    Args:
+        host, port, data_dir: in place of the environment's.
+
+    Raises:
+        StorageUnavailable: the database or the data folder cannot be used.
+    """
+    chosen = {"host": host, "port": port, "data_dir": data_dir}
+    settings = Settings(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
+    configure_logging(as_json=settings.log_json, level=settings.log_level)
+    try:
+        listening = _listen(settings.host, settings.port)
+    except OSError as error:
+        print_problem(f"Cannot listen on {settings.host}:{settings.port} ({error.strerror}); choose another --port.")
+        return 2
+    with ExitStack() as opened:
+        opened.enter_context(listening)
+        store = opened.enter_context(closing(JobStore(settings.database_url)))
+        queue = opened.enter_context(closing(JobQueue(settings, store)))
+        storage = LocalStorage(settings.data_dir)
+        sweeper = Sweeper(settings, store, storage, queue)
+        sweeper.rebuild_queue()
+        worker = start_embedded_worker(settings)
+        opened.callback(worker.stop)
+        sweeper.start()
+        opened.callback(sweeper.stop)
+        application = create_app(settings, store, storage, queue.dispatch)
+        address = "http://{}:{}".format(*listening.getsockname()[:2])
+        OUT.print(f"Viscera is at {address} (data in {settings.data_dir}). Ctrl-C stops it.", soft_wrap=True)
+        _run_until_signal(
+            uvicorn.Config(
+                application,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=LONGEST_ANSWER_SECONDS,
+            ),
+            listening,
+        )
+        log.info("service.stopping", grace_seconds=settings.shutdown_grace_seconds)
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket bound before anything else starts, so that a taken port is a plain error."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _run_until_signal(config: uvicorn.Config, listening: socket.socket) -> None:
+    """Serve; a signal ends this function and not the process, so that the worker can be stopped in good order.
+
+    uvicorn raises the signal it received once more when it has shut down, for whoever handled it before.
+    """
+
+    def received(_signal: int, _frame: FrameType | None) -> None:
+        return None
+
+    before = {number: signal.signal(number, received) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

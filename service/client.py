@@ -1,0 +1,270 @@
+"""A Viscera service seen from the caller's side: submit a study, follow the job, fetch what it found.
+
+    with Viscera("http://127.0.0.1:8000") as viscera:
+        job = viscera.submit([Path("ct.nii.gz")])
+        job = viscera.wait(job["id"])
+        findings = viscera.findings(job["id"])
+
+Answers are the JSON documents of `openapi.yaml` as dictionaries. Uploads and downloads are streamed. The names of local
+files, which may carry a patient's name, are not sent.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+from uuid import uuid4
+
+import httpx
+
+JobDocument = dict[str, Any]
+TERMINAL_STATUSES = frozenset({"succeeded", "failed", "canceled"})
+CHUNK_BYTES = 256 * 1024
+KEPT_SUFFIXES = (".nii.gz", ".nii", ".zip")
+DEFAULT_POLL_SECONDS = 1.0
+
+
+class UnreachableError(Exception):
+    """No Viscera service answers at the address."""
+
+
+class ProblemError(Exception):
+    """The service answered with an RFC 9457 problem.
+
+    Attributes:
+        status: the HTTP status.
+        code: the stable kind of problem, such as `not-hu`.
+        title: the kind in a few words.
+        detail: what is wrong and what to do.
+    """
+
+    def __init__(self, status: int, code: str, title: str, detail: str) -> None:
+        super().__init__(f"{title} ({code}): {detail}")
+        self.status = status
+        self.code = code
+        self.title = title
+        self.detail = detail
+
+
+class Viscera:
+    """A connection to one service; use it as a context manager, or call `close`."""
+
+    def __init__(
+        self, url: str, *, transport: httpx.BaseTransport | None = None, timeout_seconds: float = 60.0
+    ) -> None:
+        self._http = httpx.Client(base_url=url, transport=transport, timeout=timeout_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def submit(
+        self,
+        files: Sequence[Path],
+        *,
+        model: str | None = None,
+        labels: Sequence[str] = (),
+        on_sent: Callable[[int], None] | None = None,
+    ) -> JobDocument:
+        """The new job for one study: one NIfTI file, one zip, or all files of a DICOM study.
+
+        Args:
+            files: the study's files; they are read while they are sent.
+            model: id or name of a model of the service; its default otherwise.
+            labels: names of the labels to segment; all of the model's otherwise.
+            on_sent: called with the number of bytes read for sending so far.
+
+        Raises:
+            ProblemError: the service refused the upload.
+            UnreachableError: nothing answers.
+        """
+        fields = [("model", model)] if model else []
+        fields += [("labels", label) for label in labels]
+        form = _Form(fields, files, on_sent)
+        headers = {"Content-Type": form.content_type, "Content-Length": str(form.length)}
+        response = self._request("POST", "/v1/jobs", content=iter(form), headers=headers)
+        return _document(response)
+
+    def job(self, job_id: str) -> JobDocument:
+        """The job as it stands."""
+        return _document(self._request("GET", f"/v1/jobs/{job_id}"))
+
+    def wait(
+        self,
+        job_id: str,
+        on_change: Callable[[JobDocument], None] | None = None,
+        *,
+        patience_seconds: float = 60.0,
+    ) -> JobDocument:
+        """The job once it is succeeded, failed or canceled; polls as often as the service's Retry-After asks.
+
+        Args:
+            job_id: the job.
+            on_change: called with the job after each poll.
+            patience_seconds: how long the service may be away, as when it is restarted, before this raises.
+        """
+        answered_at = time.monotonic()
+        while True:
+            try:
+                response = self._request("GET", f"/v1/jobs/{job_id}")
+            except (UnreachableError, ProblemError) as error:
+                away = isinstance(error, UnreachableError) or error.status == HTTPStatus.SERVICE_UNAVAILABLE
+                if not away or time.monotonic() - answered_at > patience_seconds:
+                    raise
+                time.sleep(DEFAULT_POLL_SECONDS)
+                continue
+            answered_at = time.monotonic()
+            job = _document(response)
+            if on_change:
+                on_change(job)
+            if job["status"] in TERMINAL_STATUSES:
+                return job
+            time.sleep(_retry_after_seconds(response))
+
+    def cancel(self, job_id: str) -> JobDocument:
+        """The job after asking for its cancellation."""
+        return _document(self._request("POST", f"/v1/jobs/{job_id}/cancel"))
+
+    def findings(self, job_id: str) -> dict[str, Any]:
+        """The findings of a succeeded job."""
+        return _document(self._request("GET", f"/v1/jobs/{job_id}/findings"))
+
+    def artifacts(self, job_id: str) -> list[dict[str, Any]]:
+        """The files a succeeded job has written: name, media type, bytes, SHA-256."""
+        artifacts: list[dict[str, Any]] = _document(self._request("GET", f"/v1/jobs/{job_id}/artifacts"))["artifacts"]
+        return artifacts
+
+    def download(self, job_id: str, name: str, into: Path) -> Path:
+        """Path of the artifact `name`, written below the folder `into` under that name.
+
+        Raises:
+            ValueError: the service gave a name that would leave `into`.
+        """
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise ValueError(f"The artifact name {name!r} points outside the folder.")
+        target = into.joinpath(*relative.parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        try:
+            with self._http.stream("GET", f"/v1/jobs/{job_id}/artifacts/{name}") as response, part.open("wb") as file:
+                if response.is_error:
+                    response.read()
+                    raise _problem(response)
+                for chunk in response.iter_bytes(CHUNK_BYTES):
+                    file.write(chunk)
+            part.replace(target)
+        except httpx.TransportError as error:
+            raise _unreachable(self._http.base_url, error) from error
+        finally:
+            part.unlink(missing_ok=True)
+        return target
+
+    def models(self) -> list[dict[str, Any]]:
+        """The models the service can run."""
+        models: list[dict[str, Any]] = _document(self._request("GET", "/v1/models"))["models"]
+        return models
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own options
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise _unreachable(self._http.base_url, error) from error
+        if response.is_error:
+            raise _problem(response)
+        return response
+
+
+def study_files(path: Path) -> list[Path]:
+    """The files to send for a study at `path`: the file itself, or every file below the folder that is not hidden."""
+    if path.is_file():
+        return [path]
+    files = (file for file in path.rglob("*") if file.is_file())
+    return sorted(file for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts))
+
+
+class _Form:
+    """A multipart/form-data body that opens each file only while it is sent."""
+
+    def __init__(
+        self, fields: Sequence[tuple[str, str | None]], files: Sequence[Path], on_sent: Callable[[int], None] | None
+    ) -> None:
+        self._boundary = uuid4().hex
+        self._on_sent = on_sent
+        self._fields = b"".join(self._head(name) + str(value).encode() + b"\r\n" for name, value in fields)
+        self._files = [
+            (self._head("files", filename=_neutral_name(file, number)), file, file.stat().st_size)
+            for number, file in enumerate(files, start=1)
+        ]
+        self._tail = f"--{self._boundary}--\r\n".encode()
+
+    @property
+    def content_type(self) -> str:
+        return f"multipart/form-data; boundary={self._boundary}"
+
+    @property
+    def length(self) -> int:
+        files = sum(len(head) + size + len(b"\r\n") for head, _, size in self._files)
+        return len(self._fields) + files + len(self._tail)
+
+    def __iter__(self) -> Iterator[bytes]:
+        sent = 0
+        yield self._fields
+        for head, path, _ in self._files:
+            yield head
+            with path.open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    yield chunk
+                    sent += len(chunk)
+                    if self._on_sent:
+                        self._on_sent(sent)
+            yield b"\r\n"
+        yield self._tail
+
+    def _head(self, name: str, filename: str | None = None) -> bytes:
+        disposition = f'form-data; name="{name}"'
+        content_type = ""
+        if filename:
+            disposition += f'; filename="{filename}"'
+            content_type = "Content-Type: application/octet-stream\r\n"
+        return f"--{self._boundary}\r\nContent-Disposition: {disposition}\r\n{content_type}\r\n".encode()
+
+
+def _neutral_name(path: Path, number: int) -> str:
+    suffix = next((suffix for suffix in KEPT_SUFFIXES if path.name.lower().endswith(suffix)), ".dcm")
+    return f"{number:05d}{suffix}"
+
+
+def _document(response: httpx.Response) -> dict[str, Any]:
+    document: dict[str, Any] = response.json()
+    return document
+
+
+def _problem(response: httpx.Response) -> ProblemError:
+    try:
+        body = response.json()
+        code = str(body["type"]).rpartition("/")[2]
+        cause = body.get("cause")
+        detail = f"{body['detail']} {cause['detail']}" if cause else str(body["detail"])
+        return ProblemError(response.status_code, code, str(body["title"]), detail)
+    except (ValueError, KeyError, TypeError):
+        return ProblemError(response.status_code, "http-error", response.reason_phrase, response.text[:200])
+
+
+def _unreachable(url: httpx.URL, error: httpx.TransportError) -> UnreachableError:
+    reason = str(error) or type(error).__name__
+    return UnreachableError(f"No Viscera service answers at {url} ({reason}). Start one with `viscera serve`.")
+
+
+def _retry_after_seconds(response: httpx.Response) -> float:
+    try:
+        return max(0.0, float(response.headers["Retry-After"]))
+    except (KeyError, ValueError):
+        return DEFAULT_POLL_SECONDS

@@ -1,0 +1,285 @@
+"""Everything that can go wrong, as a tree.
+
+    VisceraError
+    ├── InputError                    the caller can mend it: HTTP 4xx, job `failed`
+    │   ├── UnreadableUpload          unreadable-upload
+    │   │   ├── EmptyUpload           empty-upload
+    │   │   ├── UnsafeArchive         unsafe-archive
+    │   │   └── UploadTooLarge        upload-too-large
+    │   ├── UnsupportedModality       unsupported-modality
+    │   ├── MultiplePatients          multiple-patients
+    │   ├── UnsupportedVolume         unsupported-volume
+    │   ├── TooFewSlices              too-few-slices
+    │   ├── InvalidGeometry           invalid-geometry
+    │   ├── NotHounsfield             not-hu
+    │   └── DecodeFailed              decode-failed
+    ├── BundleError                   the bundle was refused
+    │   ├── BundleNotFound            bundle-not-found
+    │   ├── BundleInvalid             bundle-invalid
+    │   ├── BundleTampered            bundle-tampered
+    │   ├── UnknownSchemaVersion      bundle-schema-version
+    │   └── SelfTestFailed            bundle-self-test
+    ├── RequestError                  the request itself is off
+    │   ├── JobNotFound               job-not-found
+    │   ├── ArtifactNotFound          artifact-not-found
+    │   ├── ModelNotFound             model-not-found
+    │   ├── UnknownLabel              unknown-label
+    │   ├── ResultNotReady            result-not-ready
+    │   └── IllegalTransition         illegal-transition
+    └── ServiceError                  the service's own trouble: try again or tell the operator
+        ├── EngineUnavailable         engine-unavailable
+        ├── StorageUnavailable        storage-unavailable
+        ├── JobCanceled               job-canceled
+        ├── WorkerLost                worker-lost
+        └── InternalError             internal
+
+Each class carries its stable `code` (the last path segment of the RFC 9457 problem `type`), its HTTP status and its title.
+The message names the thing, the value and the remedy, and never holds patient data, a path of the server or a traceback.
+"""
+
+from typing import ClassVar
+
+
+class VisceraError(Exception):
+    """A failure with a stable code that a caller can act on."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Unexpected failure"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class InputError(VisceraError):
+    """The uploaded data cannot be segmented as it is."""
+
+    code = "invalid-input"
+    status = 422
+    title = "The upload cannot be segmented"
+
+
+class UnreadableUpload(InputError):
+    """The bytes are not a NIfTI volume, a zip or DICOM."""
+
+    code = "unreadable-upload"
+    status = 415
+    title = "The upload is not a readable CT"
+
+
+class EmptyUpload(UnreadableUpload):
+    """Nothing arrived: no file, a 0-byte file or an empty archive."""
+
+    code = "empty-upload"
+    status = 422
+    title = "The upload is empty"
+
+
+class UnsafeArchive(UnreadableUpload):
+    """The archive names files outside itself, links, or expands out of proportion."""
+
+    code = "unsafe-archive"
+    status = 422
+    title = "The archive was refused as unsafe"
+
+
+class UploadTooLarge(UnreadableUpload):
+    """More bytes or files than the service accepts."""
+
+    code = "upload-too-large"
+    status = 413
+    title = "The upload is too large"
+
+
+class UnsupportedModality(InputError):
+    """There is no CT image series in the upload."""
+
+    code = "unsupported-modality"
+    title = "No CT series found"
+
+
+class MultiplePatients(InputError):
+    """The files belong to more than one patient or study."""
+
+    code = "multiple-patients"
+    title = "More than one patient in the upload"
+
+
+class UnsupportedVolume(InputError):
+    """The array is not a single three-dimensional scalar volume."""
+
+    code = "unsupported-volume"
+    title = "The volume has an unsupported form"
+
+
+class TooFewSlices(InputError):
+    """The series is too short to be segmented."""
+
+    code = "too-few-slices"
+    title = "Too few slices"
+
+
+class InvalidGeometry(InputError):
+    """The position or orientation of the voxels is missing, contradictory or not yet supported."""
+
+    code = "invalid-geometry"
+    title = "The geometry of the scan is not usable"
+
+
+class NotHounsfield(InputError):
+    """The intensities are not Hounsfield units."""
+
+    code = "not-hu"
+    title = "The intensities are not in Hounsfield units"
+
+
+class DecodeFailed(InputError):
+    """The pixel data could not be decompressed or are cut short."""
+
+    code = "decode-failed"
+    title = "The pixel data could not be decoded"
+
+
+class BundleError(VisceraError):
+    """The model bundle was refused."""
+
+    code = "bundle-error"
+    title = "The model bundle was refused"
+
+
+class BundleNotFound(BundleError):
+    """No bundle at the given path or of the given name."""
+
+    code = "bundle-not-found"
+    title = "Bundle not found"
+
+
+class BundleInvalid(BundleError):
+    """The manifest or a file of the bundle does not follow the schema."""
+
+    code = "bundle-invalid"
+    title = "The bundle does not follow its schema"
+
+
+class BundleTampered(BundleError):
+    """A file's SHA-256 differs from the manifest's."""
+
+    code = "bundle-tampered"
+    title = "A file of the bundle was altered"
+
+
+class UnknownSchemaVersion(BundleError):
+    """The bundle was written for another version of the service."""
+
+    code = "bundle-schema-version"
+    title = "Unknown bundle schema version"
+
+
+class SelfTestFailed(BundleError):
+    """The engine does not reproduce the bundle's sample logits on this machine."""
+
+    code = "bundle-self-test"
+    title = "The bundle's self-test failed"
+
+
+class RequestError(VisceraError):
+    """The request names something that does not exist or does not fit."""
+
+    code = "invalid-request"
+    status = 400
+    title = "The request is not valid"
+
+
+class JobNotFound(RequestError):
+    """No job of that id."""
+
+    code = "job-not-found"
+    status = 404
+    title = "Job not found"
+
+
+class ArtifactNotFound(RequestError):
+    """The job has no artifact of that name."""
+
+    code = "artifact-not-found"
+    status = 404
+    title = "Artifact not found"
+
+
+class ModelNotFound(RequestError):
+    """No model of that name is served."""
+
+    code = "model-not-found"
+    status = 404
+    title = "Model not found"
+
+
+class UnknownLabel(RequestError):
+    """The request asks for a label that the model does not have."""
+
+    code = "unknown-label"
+    status = 422
+    title = "Unknown label"
+
+
+class ResultNotReady(RequestError):
+    """The job has not succeeded, so it has no result."""
+
+    code = "result-not-ready"
+    status = 409
+    title = "The result is not ready"
+
+
+class IllegalTransition(RequestError):
+    """The job's state does not allow the change."""
+
+    code = "illegal-transition"
+    status = 409
+    title = "The job's state does not allow this"
+
+
+class ServiceError(VisceraError):
+    """The service's own trouble; the input may be fine."""
+
+    code = "service-error"
+    status = 503
+    title = "The service could not do the work"
+
+
+class EngineUnavailable(ServiceError):
+    """No inference engine can run the bundle on this machine."""
+
+    code = "engine-unavailable"
+    title = "No inference engine available"
+
+
+class StorageUnavailable(ServiceError):
+    """The storage or the database cannot be reached or is full."""
+
+    code = "storage-unavailable"
+    title = "Storage unavailable"
+
+
+class JobCanceled(ServiceError):
+    """The job was stopped at the caller's request."""
+
+    code = "job-canceled"
+    status = 409
+    title = "The job was canceled"
+
+
+class WorkerLost(ServiceError):
+    """The worker process died with this job, more often than is allowed."""
+
+    code = "worker-lost"
+    status = 500
+    title = "The worker was lost"
+
+
+class InternalError(ServiceError):
+    """Anything unexpected: the traceback is in the operator's log, not in the answer."""
+
+    code = "internal"
+    status = 500
+    title = "Unexpected failure"

@@ -1,0 +1,177 @@
+"""The pixels of a DICOM series as a volume in HU."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.pixels.decoders.base import get_decoder
+from scipy import ndimage
+
+from service.errors import DecodeFailed, UploadTooLarge, VisceraError
+from service.imaging.codestream import declared_matrix
+from service.imaging.dicom import DicomImage, quiet_pydicom
+from service.imaging.dicom_stack import DicomSeries
+from service.imaging.hounsfield import AIR_HU, ValueRange, accept_hounsfield, input_sha256, to_int16
+from service.imaging.volume import SourceFormat, Volume
+
+# One decoder per compressed syntax, so that a file gives the same pixels on every machine: the quicker one, and the one
+# that fails cleanly on damaged data. JPEG lossless and baseline are GDCM's alone.
+_PLUGINS = {
+    pydicom.uid.RLELossless: "pylibjpeg",
+    pydicom.uid.JPEGBaseline8Bit: "gdcm",
+    pydicom.uid.JPEGExtended12Bit: "gdcm",
+    pydicom.uid.JPEGLossless: "gdcm",
+    pydicom.uid.JPEGLosslessSV1: "gdcm",
+    pydicom.uid.JPEGLSLossless: "pyjpegls",
+    pydicom.uid.JPEGLSNearLossless: "pyjpegls",
+    pydicom.uid.JPEG2000Lossless: "pylibjpeg",
+    pydicom.uid.JPEG2000: "pylibjpeg",
+    pydicom.uid.HTJ2KLossless: "pylibjpeg",
+    pydicom.uid.HTJ2KLosslessRPCL: "pylibjpeg",
+    pydicom.uid.HTJ2K: "pylibjpeg",
+}
+
+# The codecs let other threads run; more than this only multiplies memory.
+_MAX_THREADS = 4
+
+
+def read_dicom(series: DicomSeries, progress: Callable[[float], None]) -> Volume:
+    """The volume of a DICOM series: i along the rows' direction (columns), j down the columns (rows), k by slice.
+
+    `hu` is int16 with air at -1024 and above.
+
+    Raises:
+        DecodeFailed: pixel data missing, cut short, damaged, or in a syntax without decoder.
+        NotHounsfield: the values are not HU.
+        UploadTooLarge: the volume does not fit in memory.
+    """
+    columns, rows, slices = series.geometry.shape
+    try:
+        planes: NDArray[np.int16] = np.empty((slices, rows, columns), dtype=np.int16)
+        found = _read_planes(series, planes, progress)
+    except MemoryError as error:
+        raise UploadTooLarge("The series does not fit in this machine's memory. Send fewer slices.") from error
+    notices = accept_hounsfield(planes, found)
+    return Volume(
+        hu=planes.T,
+        geometry=series.geometry,
+        source_format=SourceFormat.DICOM,
+        input_sha256=input_sha256(planes.T, series.geometry.affine),
+        sop_instance_uids=series.sop_instance_uids,
+        notices=series.notices + notices,
+    )
+
+
+def _read_planes(series: DicomSeries, planes: NDArray[np.int16], progress: Callable[[float], None]) -> ValueRange:
+    """Fill `planes` (k, j, i) from a few threads; the range of the values before rounding."""
+
+    def read_plane(k: int) -> ValueRange:
+        found = ValueRange()
+        planes[k] = _plane_hu(series.images[k], found)
+        return found
+
+    found = ValueRange()
+    executor = ThreadPoolExecutor(max_workers=min(_MAX_THREADS, os.cpu_count() or 1))
+    with quiet_pydicom():
+        try:
+            futures = [executor.submit(read_plane, k) for k in range(len(planes))]
+            for done, future in enumerate(as_completed(futures), start=1):
+                found.merge(future.result())
+                progress(done / len(planes))
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+    return found
+
+
+def _plane_hu(image: DicomImage, found: ValueRange) -> NDArray[np.int16]:
+    """One image in HU (rows, columns), padding as air; widens `found` by the exact values.
+
+    Raises:
+        DecodeFailed: see `read_dicom`.
+    """
+    stored = _stored_values(image)
+    padding = _padding_mask(image, stored)
+    values = _rescaled(image, stored)
+    found.include(values if padding is None else values[~padding])
+    hu = to_int16(values)
+    if padding is not None:
+        hu[padding] = AIR_HU
+    return hu
+
+
+def _rescaled(image: DicomImage, stored: NDArray[Any]) -> NDArray[Any]:
+    slope = 1.0 if image.rescale_slope is None else image.rescale_slope
+    intercept = image.rescale_intercept or 0.0
+    if slope == 1.0 and intercept.is_integer() and abs(intercept) < 1e6:
+        return stored.astype(np.int64 if stored.itemsize > 2 else np.int32) + int(intercept)
+    with np.errstate(over="ignore", invalid="ignore"):  # a mad slope gives infinities, which are refused
+        return stored.astype(np.float64) * slope + intercept
+
+
+def _padding_mask(image: DicomImage, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Pixels of the declared padding value that are connected to the image's border; None if it is air anyway.
+
+    Padding lies around the reconstruction circle. A value inside the tissue range (0 is declared at times) also occurs
+    in the patient, where it must stay.
+    """
+    if image.padding is None:
+        return None
+    lowest, highest = image.padding
+    if _rescaled(image, np.array(highest, dtype=np.int64)) <= AIR_HU:
+        return None  # below the scale: clamped with everything else there
+    candidates = (stored >= lowest) & (stored <= highest)
+    components, _ = ndimage.label(candidates)
+    border = np.concatenate([components[0], components[-1], components[:, 0], components[:, -1]])
+    mask: NDArray[np.bool_] = np.isin(components, np.setdiff1d(border, [0]))
+    return mask if mask.any() else None
+
+
+def _stored_values(image: DicomImage) -> NDArray[Any]:
+    """The pixels as stored (rows, columns), signed or unsigned.
+
+    Raises:
+        DecodeFailed: see `read_dicom`.
+    """
+    syntax = pydicom.uid.UID(image.transfer_syntax)
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise DecodeFailed(
+            "The images are in a transfer syntax that is not read (video or private). Export them uncompressed."
+        ) from error
+    try:
+        dataset = pydicom.dcmread(image.path, force=True)
+        _check_declared_matrix(image, dataset, syntax)
+        stored, _ = decoder.as_array(dataset, decoding_plugin=_PLUGINS.get(syntax, ""))
+    except VisceraError:
+        raise
+    except Exception as error:  # damaged pixel data surface as almost any exception of five decoders
+        raise DecodeFailed(
+            f"The pixel data of an image ({syntax.name}) are damaged or cut short. Export the series again."
+        ) from error
+    if stored.shape != (image.rows, image.columns):
+        raise DecodeFailed("The pixel data of an image do not fit its stated matrix. Export the series again.")
+    return stored
+
+
+def _check_declared_matrix(image: DicomImage, dataset: Dataset, syntax: pydicom.uid.UID) -> None:
+    """Refuse a codestream that would decode to another size than the header's: it may be a bomb.
+
+    Raises:
+        DecodeFailed: the sizes differ.
+        ValueError: the codestream breaks off.
+    """
+    if not syntax.is_encapsulated:
+        return
+    matrix = declared_matrix(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    if matrix is not None and matrix != (image.rows, image.columns):
+        raise DecodeFailed(
+            f"A compressed image holds {matrix[0]} x {matrix[1]} pixels, but its header states {image.rows} x"
+            f" {image.columns}. Export the series again."
+        )

@@ -1,0 +1,302 @@
+"""From an upload to the one CT series in it, and to its volume.
+
+    study = read_study(upload, scratch)
+    volume = read_volume(select_ct_series(study))
+
+The content of a file decides what it is, never its name. Messages name counts and values, never file names: those may
+hold patient data, as identifiers do.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+
+from service.errors import (
+    EmptyUpload,
+    InputError,
+    MultiplePatients,
+    UnreadableUpload,
+    UnsupportedModality,
+    UnsupportedVolume,
+)
+from service.imaging.archive import ExpansionBudget, extract_zip, is_litter, is_zip
+from service.imaging.dicom import DicomImage, ObjectKind, is_dicom, is_uid, read_dicom_header
+from service.imaging.dicom_pixels import read_dicom
+from service.imaging.dicom_stack import DicomSeries, group_images, stack_images
+from service.imaging.limits import ReadLimits
+from service.imaging.nifti import NiftiSeries, is_gzip, is_nifti, read_nifti, read_nifti_header
+from service.imaging.volume import Notice, Volume
+
+__all__ = ["ReadLimits", "RefusedSeries", "Series", "Study", "read_study", "read_volume", "select_ct_series"]
+
+Series = NiftiSeries | DicomSeries
+
+# Enough for the magic of every format read here: the NIfTI-1 magic ends at byte 348.
+_HEAD_BYTES = 540
+
+# A study may hold dozens of small series; the result names the first few.
+_MAX_REFUSED_NOTICES = 5
+
+
+class FileKind(StrEnum):
+    """What a file is by its first bytes."""
+
+    ZIP = "zip"
+    NIFTI = "nifti"  #: NIfTI, or gzip (which is opened as NIfTI)
+    DICOM = "dicom"
+    EMPTY = "empty"  #: 0 bytes
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class RefusedSeries:
+    """CT images that cannot be segmented, with the reason."""
+
+    uid: str
+    images: int
+    error: InputError
+
+
+@dataclass(frozen=True)
+class Study:
+    """What an upload holds: CT series whose headers are usable, those that are not, and what was passed over."""
+
+    series: tuple[Series, ...]
+    refused: tuple[RefusedSeries, ...] = ()
+    notices: tuple[Notice, ...] = ()
+
+
+def read_study(upload: Path, scratch: Path, limits: ReadLimits | None = None) -> Study:
+    """The study in an upload; headers are read, voxels are not.
+
+    Args:
+        upload: A .nii, .nii.gz or zip file, one DICOM file, or a folder tree of DICOM files, zips or one NIfTI.
+        scratch: A folder for what zips expand to; kept until the volume is read, removed by the caller.
+        limits: Bounds on files, bytes and voxels.
+
+    Raises:
+        EmptyUpload: nothing, or only 0-byte files.
+        UnreadableUpload: no NIfTI, DICOM or zip among the files, or a damaged one.
+        UnsupportedModality: DICOM without a CT image.
+        MultiplePatients: CT images of more than one patient or study.
+        UnsupportedVolume: several NIfTI files, NIfTI beside DICOM, only multi-frame CT, 4-D or colour voxels.
+        InputError: any other of the tree; the header of a single NIfTI is checked here.
+    """
+    limits = limits or ReadLimits()
+    files = _sort_files(upload, scratch, limits)
+    if files[FileKind.NIFTI]:
+        return _nifti_study(files, limits)
+    if files[FileKind.DICOM]:
+        return _dicom_study(files, limits)
+    if files[FileKind.OTHER]:
+        raise UnreadableUpload(
+            f"None of the {len(files[FileKind.OTHER])} files is NIfTI, DICOM or zip, whatever their names say."
+            " Send one .nii or .nii.gz, one zip, or the DICOM files of a CT series."
+        )
+    raise EmptyUpload(
+        "The upload holds only files of 0 bytes. Send them again."
+        if files[FileKind.EMPTY]
+        else "The upload holds no files. Send one .nii or .nii.gz, one zip, or the DICOM files of a CT series."
+    )
+
+
+def select_ct_series(study: Study) -> Series:
+    """The series to segment, with the study's notices and the reason of the choice.
+
+    Original before derived images, axial before other planes, then the most slices, then the thinnest, then the lowest
+    series number.
+
+    Raises:
+        InputError: no series is usable; the reason is that of the largest one.
+    """
+    if not study.series:
+        raise max(study.refused, key=lambda refused: refused.images).error
+    chosen = min(study.series, key=_rank)
+    notices = study.notices + _selection_notices(study, chosen)
+    return replace(chosen, notices=notices + chosen.notices)
+
+
+def read_volume(series: Series, progress: Callable[[float], None] = lambda _: None) -> Volume:
+    """The voxels of a series in HU, with its geometry and notices.
+
+    Args:
+        series: From `select_ct_series`.
+        progress: Called often with the fraction done; what it raises ends the reading.
+
+    Raises:
+        DecodeFailed: voxels missing or damaged.
+        NotHounsfield: the values are not HU.
+        UploadTooLarge: the volume does not fit in memory.
+    """
+    return read_nifti(series, progress) if isinstance(series, NiftiSeries) else read_dicom(series, progress)
+
+
+def _sort_files(upload: Path, scratch: Path, limits: ReadLimits) -> dict[FileKind, list[Path]]:
+    """Every file of the upload by its kind, zips replaced by what is in them."""
+    budget = ExpansionBudget(limits)
+    files: dict[FileKind, list[Path]] = {kind: [] for kind in FileKind}
+    for path in _walk(upload):
+        kind = _kind_of(path)
+        if kind is FileKind.ZIP:
+            into = scratch / f"archive-{len(files[FileKind.ZIP]):04d}"
+            for extracted in extract_zip(path, into, limits, budget):
+                files[_kind_of(extracted)].append(extracted)
+        else:
+            budget.add_file()
+        files[kind].append(path)
+    return files
+
+
+def _walk(upload: Path) -> Iterator[Path]:
+    """The files of a folder tree in a fixed order, without system litter; links to folders are not followed."""
+    if not upload.is_dir():
+        if not upload.is_file():
+            raise EmptyUpload("There is no such file or folder to read.")
+        yield upload
+        return
+    for folder, subfolders, names in os.walk(upload):
+        subfolders.sort()
+        for name in sorted(names):
+            path = Path(folder) / name
+            if path.is_file() and not is_litter(PurePosixPath(path.relative_to(upload).as_posix())):
+                yield path
+
+
+def _kind_of(path: Path) -> FileKind:
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise UnreadableUpload("A file of the upload cannot be opened.") from error
+    if not head:
+        return FileKind.EMPTY
+    if is_zip(head):
+        return FileKind.ZIP
+    if is_gzip(head) or is_nifti(head):
+        return FileKind.NIFTI
+    return FileKind.DICOM if is_dicom(head) else FileKind.OTHER
+
+
+def _nifti_study(files: dict[FileKind, list[Path]], limits: ReadLimits) -> Study:
+    paths = files[FileKind.NIFTI]
+    if files[FileKind.DICOM]:
+        raise UnsupportedVolume(
+            f"The upload mixes NIfTI ({len(paths)} files) and DICOM ({len(files[FileKind.DICOM])} files)."
+            " Send one or the other."
+        )
+    if len(paths) > 1:
+        raise UnsupportedVolume(f"The upload holds {len(paths)} NIfTI files. Send one CT volume.")
+    return Study((read_nifti_header(paths[0], limits),), notices=_skipped_files(files))
+
+
+def _dicom_study(files: dict[FileKind, list[Path]], limits: ReadLimits) -> Study:
+    objects = [read_dicom_header(path) for path in files[FileKind.DICOM]]
+    images = [image for image in objects if image.kind is ObjectKind.CT_IMAGE]
+    _check_one_patient([image for image in objects if image.kind is not ObjectKind.OTHER])
+    if not images:
+        raise _no_ct(objects)
+    usable: list[Series] = []
+    refused: list[RefusedSeries] = []
+    for group in group_images(images):
+        try:
+            usable.append(stack_images(group, limits))
+        except InputError as error:
+            refused.append(RefusedSeries(group[0].series_uid, len(group), error))
+    return Study(tuple(usable), tuple(refused), _skipped_files(files) + _skipped_objects(objects))
+
+
+def _check_one_patient(images: list[DicomImage]) -> None:
+    """Refuse images of two patients or two studies; the identifiers themselves are not repeated."""
+    patients = len({image.patient for image in images})
+    studies = len({image.study_uid for image in images})
+    if patients > 1 or studies > 1:
+        raise MultiplePatients(
+            f"The CT images carry {patients} different patient identifiers and {studies} different StudyInstanceUIDs."
+            " Send one study of one patient."
+        )
+
+
+def _no_ct(objects: list[DicomImage]) -> InputError:
+    """The reason why DICOM objects hold no single-frame CT image."""
+    kinds = Counter(item.kind for item in objects)
+    if kinds[ObjectKind.MULTI_FRAME_CT]:
+        return UnsupportedVolume(
+            "The CT is one multi-frame object (Enhanced CT), which is not read yet."
+            " Convert it to single-frame images or to NIfTI."
+        )
+    if kinds[ObjectKind.LOCALIZER]:
+        return UnsupportedModality("The only CT images are localizers (scout views). Send the CT series itself.")
+    modalities = ", ".join(sorted({item.modality for item in objects} - {""})) or "unknown"
+    return UnsupportedModality(
+        f"None of the {len(objects)} DICOM objects is a CT image; the modality is {modalities}. Send a CT series."
+    )
+
+
+def _skipped_files(files: dict[FileKind, list[Path]]) -> tuple[Notice, ...]:
+    counts = ((len(files[FileKind.OTHER]), "neither DICOM nor NIfTI"), (len(files[FileKind.EMPTY]), "of 0 bytes"))
+    return tuple(
+        Notice("files-skipped", f"{count} {'file' if count == 1 else 'files'} {what} skipped.")
+        for count, what in counts
+        if count
+    )
+
+
+def _skipped_objects(objects: list[DicomImage]) -> tuple[Notice, ...]:
+    notices = []
+    for kind, what in (
+        (ObjectKind.OTHER, "DICOM objects that are no CT images"),
+        (ObjectKind.LOCALIZER, "localizer images"),
+        (ObjectKind.MULTI_FRAME_CT, "multi-frame CT objects"),
+    ):
+        skipped = [item for item in objects if item.kind is kind]
+        if skipped:
+            modalities = ", ".join(sorted({item.modality for item in skipped} - {""})) or "unknown modality"
+            notices.append(Notice(f"{kind.value}-skipped", f"{len(skipped)} {what} ({modalities}) skipped."))
+    return tuple(notices)
+
+
+def _rank(series: Series) -> tuple[bool, bool, int, float, float, str]:
+    """The lowest is chosen; see `select_ct_series`."""
+    if isinstance(series, NiftiSeries):
+        return (False, False, 0, 0.0, 0.0, "")
+    first = series.images[0]
+    return (
+        not series.is_original,
+        not series.is_axial,
+        -series.slices,
+        series.geometry.spacing_mm[2] if first.slice_thickness_mm is None else first.slice_thickness_mm,
+        float("inf") if first.series_number is None else first.series_number,
+        series.uid,
+    )
+
+
+def _shown(uid: str) -> str:
+    return uid if is_uid(uid) else "without UID"
+
+
+def _selection_notices(study: Study, chosen: Series) -> tuple[Notice, ...]:
+    notices = []
+    if len(study.series) > 1 and isinstance(chosen, DicomSeries):
+        plane = "axial" if chosen.is_axial else "not axial"
+        origin = "original" if chosen.is_original else "derived"
+        notices.append(
+            Notice(
+                "series-selected",
+                f"{len(study.series)} CT series are usable; series {_shown(chosen.uid)} was taken"
+                f" ({origin}, {plane}, {chosen.slices} slices): original before derived, axial before other planes,"
+                " most slices, thinnest slices.",
+            )
+        )
+    for refused in study.refused[:_MAX_REFUSED_NOTICES]:
+        notices.append(
+            Notice(
+                "series-not-usable",
+                f"{refused.images} CT images of series {_shown(refused.uid)} were left out: {refused.error.detail}",
+            )
+        )
+    if (more := len(study.refused) - _MAX_REFUSED_NOTICES) > 0:
+        notices.append(Notice("series-not-usable", f"{more} further groups of CT images were left out."))
+    return tuple(notices)

@@ -1,0 +1,126 @@
+"""Engines: what runs the backbone. Windows go in; voxel features and pooled features come out.
+
+Each engine gets the verified bytes of the ONNX file, never a path.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import EngineUnavailable
+from service.inference.bundle import Bundle
+
+Float32 = NDArray[np.float32]
+PRECISION = "fp32"
+
+
+class EngineName(StrEnum):
+    """The engines a caller may ask for."""
+
+    AUTO = "auto"  #: the fastest that is installed: openvino, then onnxruntime
+    OPENVINO = "openvino"  #: OpenVINO on the CPU, in float32
+    ONNXRUNTIME = "onnxruntime"  #: onnxruntime on the CPU
+
+
+class Engine(Protocol):
+    """Runs the backbone on this machine."""
+
+    name: str
+
+    def run(self, windows: Float32) -> tuple[Float32, Float32]:
+        """Features (B, 8, D/s, H/s, W/s) and pooled features (B, 256) of normalised windows (B, 1, D, H, W).
+
+        Raises EngineUnavailable when the engine fails on them.
+        """
+
+
+class OpenVINOEngine:
+    """OpenVINO on the CPU, in float32."""
+
+    name = EngineName.OPENVINO.value
+
+    def __init__(self, backbone: bytes, threads: int | None = None) -> None:
+        """Compile the network. `threads` None leaves the number to OpenVINO. ImportError when it is not installed."""
+        import openvino
+
+        # f32 explicitly: on CPUs with bf16 units OpenVINO would choose bf16 by itself, and masks would differ.
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        core = openvino.Core()
+        self._network = core.compile_model(core.read_model(backbone, b""), "CPU", options)
+
+    def run(self, windows: Float32) -> tuple[Float32, Float32]:
+        """See Engine.run."""
+        with _typed_failures(self.name):
+            results = self._network({"window": windows})
+            return results["features"], results["pooled"]
+
+
+class OnnxRuntimeEngine:
+    """onnxruntime on the CPU: slower than OpenVINO, and available on more machines."""
+
+    name = EngineName.ONNXRUNTIME.value
+
+    def __init__(self, backbone: bytes, threads: int | None = None) -> None:
+        """Read the network. `threads` None leaves the number to onnxruntime. ImportError when not installed."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(backbone, options, providers=["CPUExecutionProvider"])
+
+    def run(self, windows: Float32) -> tuple[Float32, Float32]:
+        """See Engine.run."""
+        with _typed_failures(self.name):
+            features, pooled = self._session.run(["features", "pooled"], {"window": windows})
+            return features, pooled
+
+
+_ENGINES: dict[EngineName, Callable[[bytes, int | None], Engine]] = {  # in the order in which `auto` tries them
+    EngineName.OPENVINO: OpenVINOEngine,
+    EngineName.ONNXRUNTIME: OnnxRuntimeEngine,
+}
+
+
+def open_engine(bundle: Bundle, name: str = EngineName.AUTO, threads: int | None = None) -> Engine:
+    """An engine for the bundle's backbone.
+
+    Raises EngineUnavailable when the named engine, or with `auto` every engine, is unknown, not installed or
+    cannot load the backbone; the message says what to install.
+    """
+    if name not in list(EngineName):
+        raise EngineUnavailable(f"There is no engine {name}; choose {', '.join(EngineName)}.")
+    candidates = list(_ENGINES) if name == EngineName.AUTO else [EngineName(name)]
+    backbone = bundle.backbone(PRECISION)
+    reasons: list[str] = []
+    for candidate in candidates:
+        try:
+            return _ENGINES[candidate](backbone, threads)
+        except ImportError:
+            reasons.append(f"{candidate} is not installed (pip install 'viscera[cpu]')")
+        except Exception as error:  # noqa: BLE001  # the engines publish no common exception type
+            reasons.append(f"{candidate} cannot load the backbone ({_first_line(error)})")
+    raise EngineUnavailable("; ".join(reasons) + ".")
+
+
+class _typed_failures:  # noqa: N801  # reads as the statement that it is
+    """Turns whatever an engine raises into EngineUnavailable."""
+
+    def __init__(self, engine: str) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            raise EngineUnavailable(f"{self._engine} failed on a window: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

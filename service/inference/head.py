@@ -1,0 +1,44 @@
+"""The text-driven head: a small perceptron per label, 8 -> 8 -> 8 -> 1, applied to every voxel's features.
+
+Source: the parameter generator of Liu et al., ICCV 2023 (arXiv 2301.00785), section 3.2; here the text part is in K.
+A label's 153 parameters lie in the order  w1 64 | w2 64 | w3 8 | b1 8 | b2 8 | b3 1,  weights row-major, out x in.
+
+Axes in names: B window, C label, V voxel.
+"""
+
+import torch
+from torch import Tensor
+
+CHANNELS = 8
+_SIZES = (CHANNELS * CHANNELS, CHANNELS * CHANNELS, CHANNELS, CHANNELS, CHANNELS, 1)
+PARAMETERS_PER_LABEL = sum(_SIZES)  # 153
+
+# Measured on two cores: smaller blocks pay for calls, larger ones leave the cache.
+_BLOCK_VOXELS = 8192
+
+
+def head_params(pooled: Tensor, w_image: Tensor, k: Tensor) -> Tensor:
+    """Parameters (B, C, 153) of each label for each window, from its pooled features (B, 256).
+
+    `w_image` is (153, 256), `k` is (C, 153); a subset of the rows of `k` gives that subset of the labels.
+    """
+    return (pooled @ w_image.T)[:, None, :] + k[None, :, :]
+
+
+def head_logits(features: Tensor, params: Tensor) -> Tensor:
+    """Logits (C, V) of one window, from its voxel features (8, V) and the labels' parameters (C, 153). float32."""
+    labels, voxels = params.shape[0], features.shape[1]
+    w1, w2, w3, b1, b2, b3 = torch.split(params, list(_SIZES), dim=1)
+    w1_CxF = w1.reshape(labels * CHANNELS, CHANNELS)  # the first layer of all labels reads the same features
+    b1_Cx1 = b1.reshape(labels * CHANNELS, 1)
+    w2_CFF = w2.reshape(labels, CHANNELS, CHANNELS)
+    w3_C1F = w3.reshape(labels, 1, CHANNELS)
+    b2_CF1, b3_C11 = b2[:, :, None], b3[:, :, None]
+
+    logits = torch.empty((labels, voxels), dtype=torch.float32)
+    for start in range(0, voxels, _BLOCK_VOXELS):
+        block = features[:, start : start + _BLOCK_VOXELS]
+        hidden = torch.addmm(b1_Cx1, w1_CxF, block).relu_().view(labels, CHANNELS, -1)
+        hidden = torch.baddbmm(b2_CF1, w2_CFF, hidden).relu_()
+        logits[:, start : start + _BLOCK_VOXELS] = torch.baddbmm(b3_C11, w3_C1F, hidden)[:, 0]
+    return logits

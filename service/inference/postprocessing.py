@@ -1,0 +1,138 @@
+"""Post-processing of masks on the model grid, by the rules that the bundle states for each label.
+
+A mask is held in its bounding box, so the cost follows the size of the structure and not of the scan.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter1d, minimum_filter1d
+
+from service.imaging.geometry import Geometry
+from service.inference.grid import Box, absolute, bounding_box, box_shape, grown, intersection, relative
+from service.inference.manifest import KeepLargest, Label, MaxComponents, MinVolume, Rule, WithinHosts
+
+Mask = NDArray[np.bool_]
+Radius = tuple[int, int, int]  # voxels along x, y, z
+
+
+@dataclass(frozen=True, eq=False)
+class BoxedMask:
+    """A mask on the model grid: boolean `inside` its `box`, false elsewhere. None stands for an empty mask."""
+
+    box: Box
+    inside: Mask
+
+    @classmethod
+    def trimmed(cls, box: Box, inside: Mask) -> "BoxedMask | None":
+        """The mask in its smallest box; None when it is empty."""
+        tight = bounding_box(inside)
+        if tight is None:
+            return None
+        return cls(absolute(tight, box), inside[tight])
+
+
+def apply_rules(
+    mask: BoxedMask | None, label: Label, grid: Geometry, hosts: Mapping[str, BoxedMask | None]
+) -> BoxedMask | None:
+    """The mask after the label's rules, in their order. `hosts` holds the finished masks of the label's hosts."""
+    for rule in label.postprocessing:
+        if mask is None:
+            return None
+        mask = BoxedMask.trimmed(mask.box, _apply(rule, mask, label, grid, hosts))
+    return mask
+
+
+def _apply(rule: Rule, mask: BoxedMask, label: Label, grid: Geometry, hosts: Mapping[str, BoxedMask | None]) -> Mask:
+    match rule:
+        case KeepLargest(count=count) | MaxComponents(count=count):
+            return largest_components(mask.inside, count)
+        case MinVolume(ml=ml):
+            return components_of_at_least(mask.inside, ml / grid.voxel_volume_ml)
+        case WithinHosts():
+            region = host_region(
+                [hosts[host] for host in label.hosts],
+                mask.box,
+                grid.shape,
+                closing=_radius(rule.closing_mm, grid),
+                dilation=_radius(rule.dilation_mm, grid),
+            )
+            return mask.inside & region
+
+
+def largest_components(mask: Mask, count: int) -> Mask:
+    """The `count` largest 26-connected components; of equal ones, those that come first in the array."""
+    components, sizes = _components(mask)
+    if len(sizes) <= count:
+        return mask
+    return _members(components, np.argsort(-sizes, kind="stable")[:count], len(sizes))
+
+
+def components_of_at_least(mask: Mask, voxels: float) -> Mask:
+    """The 26-connected components of at least that many voxels."""
+    components, sizes = _components(mask)
+    # A component of exactly the volume stays, whatever the last bit of the division says.
+    return _members(components, np.flatnonzero(sizes >= voxels * (1.0 - 1e-6)), len(sizes))
+
+
+def host_region(
+    hosts: Iterable[BoxedMask | None], box: Box, shape: tuple[int, int, int], *, closing: Radius, dilation: Radius
+) -> Mask:
+    """The union of the hosts, closed and then dilated with boxes of those radii, as seen inside `box`.
+
+    `shape` is that of the whole grid; beyond it there is no host. A closing never removes a host's voxel.
+    """
+    # What lies further away than this cannot change the answer inside the box.
+    margin = _add(dilation, _add(closing, closing))
+    around = grown(box, margin, shape)
+    union = np.zeros(box_shape(around), np.uint8)
+    for host in hosts:
+        if host is not None:
+            _paste(host, around, union)
+    # Room for the dilated mask beyond the edge of the grid, where the closing's erosion must find it again.
+    padded = np.pad(union, [(c, c) for c in closing])
+    closed = _filtered(_filtered(padded, closing, maximum_filter1d), closing, minimum_filter1d)
+    i, j, k = (slice(c, c + n) for c, n in zip(closing, union.shape, strict=True))
+    region = _filtered(closed[i, j, k], dilation, maximum_filter1d)
+    return region[relative(box, around)].astype(np.bool_)
+
+
+def _components(mask: Mask) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+    """Components numbered from 1, and their sizes in voxels (component n at position n - 1)."""
+    components = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26)
+    sizes = np.bincount(components.ravel(order="K")).astype(np.int64)[1:]
+    return components, sizes
+
+
+def _members(components: NDArray[np.unsignedinteger], chosen: NDArray[np.intp], number: int) -> Mask:
+    keep = np.zeros(number + 1, np.bool_)
+    keep[chosen + 1] = True
+    members: Mask = keep[components]
+    return members
+
+
+def _paste(host: BoxedMask, around: Box, union: NDArray[np.uint8]) -> None:
+    shared = intersection(host.box, around)
+    if shared is not None:
+        union[relative(shared, around)] |= host.inside[relative(shared, host.box)]
+
+
+def _filtered(mask: NDArray[np.uint8], radius: Radius, extremum: Callable[..., NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Dilation (maximum) or erosion (minimum) with a box, one axis at a time; zeros lie outside."""
+    for axis, r in enumerate(radius):
+        if r > 0:
+            mask = extremum(mask, 2 * r + 1, axis=axis, mode="constant", cval=0)
+    return mask
+
+
+def _radius(mm: float, grid: Geometry) -> Radius:
+    i, j, k = (round(mm / spacing) for spacing in grid.spacing_mm)
+    return i, j, k
+
+
+def _add(a: Sequence[int], b: Sequence[int]) -> Radius:
+    i, j, k = (x + y for x, y in zip(a, b, strict=True))
+    return i, j, k

@@ -1,0 +1,80 @@
+"""Resampling along one axis at a time: out = weights @ in, with one small banded matrix per axis.
+
+Voxel positions are indices of the input axis: 0.0 is the centre of its first voxel. Positions outside the axis take
+the value of its edge. All arithmetic is float32.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from service.inference.manifest import Interpolation
+
+Float32 = NDArray[np.float32]
+AxisWeights = tuple[Float32, Float32, Float32]
+"""One (n_out, n_in) matrix for each axis of a volume."""
+
+# Rows that are multiplied at once: their band spans few columns, so little work is wasted on zeros.
+_BLOCK_ROWS = 32
+
+
+def axis_weights(
+    n_in: int, positions: NDArray[np.floating], interpolation: Interpolation, step: float = 1.0
+) -> Float32:
+    """Weights (n_out, n_in) that interpolate an axis of n_in voxels at `positions` (n_out,); each row sums to 1.
+
+    `step` is the distance of neighbouring positions in voxels: LINEAR_ANTIALIAS makes the triangle that much wider when
+    it exceeds 1, and is LINEAR otherwise. NEAREST takes the upper voxel halfway between two.
+    """
+    clamped = np.clip(positions, 0.0, n_in - 1.0)
+    weights = np.zeros((len(positions), n_in), np.float32)
+    rows = np.arange(len(positions))
+    if interpolation is Interpolation.NEAREST:
+        weights[rows, np.minimum(np.floor(clamped + 0.5).astype(np.intp), n_in - 1)] = 1.0
+        return weights
+    width = max(1.0, step) if interpolation is Interpolation.LINEAR_ANTIALIAS else 1.0
+    reach = int(np.ceil(width))
+    base = np.floor(clamped).astype(np.intp)
+    for offset in range(-reach, reach + 2):
+        columns = base + offset
+        inside = (columns >= 0) & (columns < n_in)
+        tent = np.maximum(0.0, 1.0 - np.abs(columns - clamped) / width)
+        weights[rows[inside], columns[inside]] = tent[inside]
+    normalised: Float32 = weights / weights.sum(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+    return normalised
+
+
+def resample(volume: NDArray[np.generic], weights: AxisWeights) -> Float32:
+    """The volume (n0, n1, n2), of any real dtype, multiplied by weights[a] along each axis a: float32.
+
+    Holds the result, one intermediate of at most the same size or the input's, and a few slices more.
+    """
+    w0, w1, w2 = (torch.from_numpy(w) for w in weights)
+    with torch.inference_mode():
+        first = torch.empty((len(w0), *volume.shape[1:]), dtype=torch.float32)
+        for rows, columns in _blocks(weights[0]):
+            # Converted block by block, so that an int16 scan never exists in float32 as a whole.
+            part = torch.from_numpy(np.array(volume[columns], dtype=np.float32, order="C"))
+            torch.mm(w0[rows, columns], part.view(len(part), -1), out=first[rows].view(rows.stop - rows.start, -1))
+        second = torch.empty((len(w0), len(w1), volume.shape[2]), dtype=torch.float32)
+        for rows, columns in _blocks(weights[1]):
+            second[:, rows] = torch.matmul(w1[rows, columns], first[:, columns])
+        del first
+        third = torch.empty((len(w0), len(w1), len(w2)), dtype=torch.float32)
+        flat_in, flat_out = second.view(-1, volume.shape[2]), third.view(-1, len(w2))
+        for rows, columns in _blocks(weights[2]):
+            flat_out[:, rows] = torch.mm(flat_in[:, columns], w2[rows, columns].T)
+    resampled: Float32 = third.numpy()
+    return resampled
+
+
+def _blocks(weights: Float32) -> list[tuple[slice, slice]]:
+    """Rows of the band in blocks, each with the columns that are not all zero in it."""
+    blocks: list[tuple[slice, slice]] = []
+    for start in range(0, len(weights), _BLOCK_ROWS):
+        rows = slice(start, min(start + _BLOCK_ROWS, len(weights)))
+        used = np.flatnonzero(weights[rows].any(axis=0))
+        # A band cut down to a box may have rows without any weight: they give zeros.
+        columns = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
+        blocks.append((rows, columns))
+    return blocks

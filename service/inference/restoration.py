@@ -1,0 +1,221 @@
+"""From logits on the feature grid to masks on the exact grid of the source.
+
+Label by label: upsample the logits where they can matter, threshold, post-process on the model grid, and carry the mask
+to the source grid inside its own bounding box. Memory is bounded by one label, plus the packed result and the hosts.
+
+LINEAR carries the probability, not the mask: what is interpolated is its distance to the threshold, positive inside the
+post-processed mask and negative outside, so a voxel that post-processing removed stays removed. A boolean mask would
+lose where between two voxels its surface lies, and on a source of half the model's spacing every second voxel is a tie:
+that costs half a source voxel of thickness all around.
+
+A lesion that its rule confines to its hosts lies inside the hosts after closing and dilation; the organ masks
+themselves stay as predicted, so at a host's surface a lesion may reach beyond it by the rule's dilation. Organs and
+lesions overlap by design, and nothing is cut from either.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from service.imaging.geometry import Geometry, Shape
+from service.inference.grid import Box, ModelGrid, absolute, bounding_box, box_shape, grown, intersection, relative
+from service.inference.manifest import Interpolation, Label
+from service.inference.masks import LesionProbability, Masks
+from service.inference.postprocessing import BoxedMask, apply_rules
+from service.inference.resampling import AxisWeights, axis_weights, resample
+from service.inference.sliding_window import Logits
+from service.progress import Progress, Stage, no_progress
+
+Float32 = NDArray[np.float32]
+
+# Slices of the source that are interpolated at once; bounds the float32 copy of a large mask.
+_SLAB = 64
+
+
+def restore_masks(
+    logits: Logits,
+    labels: Sequence[Label],
+    *,
+    onto: Geometry,
+    mask_interpolation: Interpolation,
+    progress: Progress = no_progress,
+) -> Masks:
+    """The masks of `labels` on the grid `onto`, that of the volume the logits came from.
+
+    `labels` are some or all of logits.labels; the others serve as hosts only. `mask_interpolation` is LINEAR or NEAREST
+    (the mask's closest voxel). `progress` is told after each label.
+    """
+    to_ras = logits.grid.to_ras
+    back = _WayBack(logits.grid, onto)
+    packed = np.zeros(onto.shape, np.uint32)
+    seen = to_ras.view(packed)
+    probabilities: dict[str, LesionProbability] = {}
+    hosts: dict[str, BoxedMask | None] = {}
+    needed = {host for label in logits.labels if label.limited_to_hosts for host in label.hosts}
+
+    # Organs come first: a lesion needs its hosts' finished masks.
+    channels = sorted(range(len(logits.labels)), key=lambda channel: logits.labels[channel].kind.is_lesion)
+    progress(Stage.POSTPROCESSING, 0.0)
+    for done, channel in enumerate(channels, 1):
+        label = logits.labels[channel]
+        region = _above_threshold(logits, channel, label.threshold)
+        mask = None if region is None else apply_rules(region.mask(label.threshold), label, logits.grid.geometry, hosts)
+        if label.name in needed:
+            hosts[label.name] = mask
+        if mask is not None and region is not None and label in labels:
+            if mask_interpolation is Interpolation.NEAREST:
+                field = _Field(back.on_whole_grid(mask.box), mask.inside, level=0.5)
+            else:
+                field = _signed_margin(region, mask, label.threshold, back)
+            bit = np.uint32(1 << labels.index(label))
+            box = back.write(field, bit, seen, mask_interpolation)
+            if label.kind.is_lesion and box is not None:
+                probability = to_ras.source_array(back.probability(region, box))
+                probabilities[label.name] = LesionProbability(to_ras.source_box(box, onto.shape), probability)
+        progress(Stage.POSTPROCESSING, done / len(channels))
+    return Masks(tuple(labels), packed, onto, probabilities)
+
+
+@dataclass(frozen=True, eq=False)
+class _Region:
+    """A label's logits on the (cropped) model grid, in a box outside which they do not exceed the threshold.
+
+    The box is a voxel larger than what exceeds it, as far as the crop reaches.
+    """
+
+    box: Box
+    logits: Float32
+
+    def mask(self, threshold: float) -> BoxedMask | None:
+        """Where the probability exceeds the threshold."""
+        return BoxedMask.trimmed(self.box, self.logits > _logit(threshold))
+
+    @cached_property
+    def probability(self) -> Float32:
+        """Probability, 0 to 1, in the whole box."""
+        probability: Float32 = torch.from_numpy(np.ascontiguousarray(self.logits)).sigmoid().numpy()
+        return probability
+
+
+@dataclass(frozen=True, eq=False)
+class _Field:
+    """Values on the whole model grid, 0 outside `box`; the mask is where they exceed `level`."""
+
+    box: Box
+    values: Float32 | NDArray[np.bool_]
+    level: float
+
+
+def _logit(probability: float) -> np.float32:
+    return np.float32(np.log(probability / (1.0 - probability)))
+
+
+def _above_threshold(logits: Logits, channel: int, threshold: float) -> _Region | None:
+    """The label's logits, upsampled only around the feature voxels that exceed the threshold; None without any.
+
+    Linear interpolation never exceeds its neighbours, so nothing is lost.
+    """
+    values = logits.values[channel]
+    above = bounding_box(values > _logit(threshold))
+    if above is None:
+        return None
+    stride, shape = logits.stride, logits.grid.shape
+    feature_shape = (values.shape[0], values.shape[1], values.shape[2])
+    covered = grown(above, (1, 1, 1), feature_shape)
+    x, y, z = (slice(side.start * stride, min(side.stop * stride, n)) for side, n in zip(covered, shape, strict=True))
+    box = (x, y, z)
+    if stride == 1:
+        return _Region(box, values[covered])
+    sources = grown(covered, (1, 1, 1), feature_shape)  # the outer half of a feature voxel leans on its neighbour
+    w0, w1, w2 = (
+        # The centre of model voxel i lies at (i + 0.5) / stride - 0.5 on the feature grid.
+        axis_weights(n, (np.arange(out.start, out.stop) + 0.5) / stride - 0.5, Interpolation.LINEAR)[:, side]
+        for n, out, side in zip(feature_shape, box, sources, strict=True)
+    )
+    return _Region(box, resample(values[sources], (w0, w1, w2)))
+
+
+def _signed_margin(region: _Region, mask: BoxedMask, threshold: float, back: "_WayBack") -> _Field:
+    """|probability - threshold|, positive inside the mask and negative outside; the mask's box and one voxel more."""
+    box = back.margin_around(mask.box)
+    margin = np.full(box_shape(box), -threshold, np.float32)  # beyond the crop the probability is 0
+    known = intersection(box, back.on_whole_grid(region.box))
+    assert known is not None
+    of_region = region.probability[relative(known, back.on_whole_grid(region.box))]
+    margin[relative(known, box)] = -np.abs(of_region - np.float32(threshold))
+    inside = margin[relative(back.on_whole_grid(mask.box), box)]
+    # Never 0 inside, so that a voxel keeps its label where source and model grid coincide.
+    np.copyto(inside, np.maximum(-inside, np.float32(1e-6)), where=mask.inside)
+    return _Field(box, margin, level=0.0)
+
+
+class _WayBack:
+    """From the model grid to the source's voxels, both along the closest RAS axes."""
+
+    def __init__(self, grid: ModelGrid, source: Geometry) -> None:
+        canonical = grid.to_ras.geometry(source)
+        self._shape: Shape = canonical.shape
+        self._crop = grid.crop
+        self._whole = grid.whole
+        # Source voxel i lies at i * step on the (whole, uncropped) model grid.
+        self._steps = [own / target for own, target in zip(canonical.spacing_mm, grid.geometry.spacing_mm, strict=True)]
+
+    def on_whole_grid(self, box: Box) -> Box:
+        """A box of the cropped model grid in voxels of the whole one."""
+        return absolute(box, self._crop)
+
+    def margin_around(self, box: Box) -> Box:
+        """A box of the cropped model grid and one voxel more on each side, in voxels of the whole one."""
+        return grown(self.on_whole_grid(box), (1, 1, 1), self._whole)
+
+    def write(
+        self, field: _Field, bit: np.uint32, packed: NDArray[np.uint32], interpolation: Interpolation
+    ) -> Box | None:
+        """Set `bit` in `packed` (along the closest RAS axes) where the field's mask is; the box of what was set."""
+        written: list[Box] = []
+        for slab in _slabs(self._reach(field.box)):
+            hit = resample(field.values, self._weights(slab, field.box, interpolation)) > field.level
+            tight = bounding_box(hit)
+            if tight is not None:
+                view = packed[absolute(tight, slab)]
+                np.bitwise_or(view, bit, out=view, where=hit[tight])
+                written.append(absolute(tight, slab))
+        if not written:
+            return None
+        i, j, k = (slice(min(box[a].start for box in written), max(box[a].stop for box in written)) for a in range(3))
+        return i, j, k
+
+    def probability(self, region: _Region, box: Box) -> NDArray[np.uint8]:
+        """Probability (0 to 255) of a label in `box` of the source, along the closest RAS axes."""
+        weights = self._weights(box, self.on_whole_grid(region.box), Interpolation.LINEAR)
+        scaled: NDArray[np.uint8] = np.rint(np.clip(resample(region.probability, weights) * 255.0, 0.0, 255.0)).astype(
+            np.uint8
+        )
+        return scaled
+
+    def _reach(self, inside: Box) -> Box:
+        """The source voxels that have a voxel of the model box among their neighbours."""
+        sides: list[slice] = []
+        for n, whole, step, side in zip(self._shape, self._whole, self._steps, inside, strict=True):
+            first = int(np.floor((side.start - 1) / step)) if side.start > 0 else 0
+            # Beyond the last centre of the model grid its value goes on.
+            last = int(np.ceil(side.stop / step)) if side.stop < whole else n - 1
+            sides.append(slice(min(max(first, 0), n - 1), min(last, n - 1) + 1))
+        return sides[0], sides[1], sides[2]
+
+    def _weights(self, target: Box, inside: Box, interpolation: Interpolation) -> AxisWeights:
+        """Weights from the model voxels `inside` to the source voxels `target`; model voxels outside count as 0."""
+        x, y, z = (
+            axis_weights(whole, np.arange(out.start, out.stop) * step, interpolation)[:, side]
+            for whole, out, side, step in zip(self._whole, target, inside, self._steps, strict=True)
+        )
+        return x, y, z
+
+
+def _slabs(box: Box) -> Iterator[Box]:
+    for start in range(box[0].start, box[0].stop, _SLAB):
+        yield slice(start, min(start + _SLAB, box[0].stop)), box[1], box[2]

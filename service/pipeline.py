@@ -1,0 +1,75 @@
+"""The straight line: an upload becomes masks, findings and artifacts. The page to read first."""
+
+import tempfile
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from service.imaging.study import read_study, read_volume, select_ct_series
+from service.imaging.volume import Volume
+from service.inference.masks import Masks
+from service.inference.model import Model
+from service.inference.preprocessing import preprocess
+from service.inference.restoration import restore_masks
+from service.inference.sliding_window import predict_windows
+from service.progress import Progress, Stage, no_progress
+from service.reporting.artifacts import write_artifacts
+from service.reporting.findings import measure
+from service.reporting.schema import BundleReference, Findings, Provenance
+from service.request import SegmentationRequest
+from service.stopwatch import Stopwatch
+
+
+def segment_study(
+    upload: Path,
+    out_dir: Path,
+    model: Model,
+    request: SegmentationRequest,
+    progress: Progress = no_progress,
+) -> Findings:
+    """The findings of the CT in `upload`; every artifact lies in `out_dir` when this returns.
+
+    Raises VisceraError when the upload, a requested label or the engine is refused, and whatever `progress` raises
+    (JobCanceled). What `out_dir` holds then is unfinished and the caller's to remove.
+    """
+    watch = Stopwatch(progress)
+    manifest = model.bundle.manifest
+    labels = model.bundle.labels_named(request.labels)
+    predictor = model.predictor.for_labels(request.labels)
+
+    watch(Stage.READING, 0.0)
+    with tempfile.TemporaryDirectory(prefix=".reading-", dir=out_dir) as scratch:
+        study = read_study(upload, Path(scratch))
+        volume = read_volume(select_ct_series(study), partial(watch, Stage.READING))
+
+    watch(Stage.PREPROCESSING, 0.0)
+    network_input = preprocess(volume, manifest.preprocessing)
+    windows = manifest.sliding_window.with_overlap(request.overlap)
+    logits = predict_windows(network_input, predictor, windows, watch)
+    masks = restore_masks(
+        logits, labels, onto=volume.geometry, mask_interpolation=manifest.mask_interpolation, progress=watch
+    )
+    findings = measure(volume, masks, _provenance(volume, masks, model, request), watch)
+    findings = _with_timings(findings, watch)
+    write_artifacts(out_dir, volume, masks, findings, watch)
+    return findings
+
+
+def _provenance(volume: Volume, masks: Masks, model: Model, request: SegmentationRequest) -> Provenance:
+    manifest = model.bundle.manifest
+    return Provenance(
+        bundle=BundleReference(name=manifest.name, version=manifest.version, sha256=model.bundle.sha256),
+        software_version=version("viscera"),
+        engine=model.predictor.engine.name,
+        settings=request.model_dump(mode="json"),
+        input_sha256=volume.input_sha256,
+        mask_sha256=masks.sha256,
+        created=datetime.now(UTC).replace(microsecond=0),
+    )
+
+
+def _with_timings(findings: Findings, watch: Stopwatch) -> Findings:
+    """The seconds up to here; writing cannot be among them, since the findings are a part of what is written."""
+    provenance = findings.provenance.model_copy(update={"timings_seconds": watch.seconds()})
+    return findings.model_copy(update={"provenance": provenance})

@@ -1,0 +1,42 @@
+"""How far a job is: the stage it is in, and one percentage for the whole of it."""
+
+from collections.abc import Callable
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """The stages of a job, in the order in which they are walked."""
+
+    READING = "reading"  #: the upload becomes a volume in HU
+    PREPROCESSING = "preprocessing"  #: the volume goes onto the model grid
+    INFERENCE = "inference"  #: windows go through the network
+    POSTPROCESSING = "postprocessing"  #: logits become masks on the source grid
+    MEASURING = "measuring"  #: masks become findings
+    WRITING = "writing"  #: findings and masks become files
+
+
+Progress = Callable[[Stage, float], None]
+"""Told the stage and the fraction (0 to 1) of that stage that is done; called often, and may raise JobCanceled."""
+
+_WEIGHTS: dict[Stage, float] = {  # shares of the wall clock on two CPU cores, in percent
+    Stage.READING: 5.0,
+    Stage.PREPROCESSING: 5.0,
+    Stage.INFERENCE: 60.0,
+    Stage.POSTPROCESSING: 15.0,
+    Stage.MEASURING: 7.0,
+    Stage.WRITING: 8.0,
+}
+
+
+def no_progress(stage: Stage, fraction: float) -> None:
+    """Nobody is watching."""
+
+
+def overall_percent(stage: Stage, fraction: float) -> float:
+    """Percent (0 to 100) of the whole job when `fraction` of `stage` is done; a fraction outside 0..1 is clamped."""
+    before = 0.0
+    for earlier, weight in _WEIGHTS.items():
+        if earlier is stage:
+            return before + weight * min(max(fraction, 0.0), 1.0)
+        before += weight
+    raise AssertionError(stage)

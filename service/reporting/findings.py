@@ -1,0 +1,252 @@
+"""Numbers from masks: volumes, HU, diameters and places, on the source grid."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+
+from service.imaging.volume import Volume
+from service.inference.manifest import Code, Label
+from service.inference.masks import Box, LesionProbability, Masks
+from service.progress import Progress, Stage, no_progress
+from service.reporting.cautions import cautions
+from service.reporting.diameters import Diameters, measure_component
+from service.reporting.regions import VOXEL_AXES, Compass, Region, bounding_box, label_regions
+from service.reporting.schema import (
+    CodedConcept,
+    Findings,
+    LabelCodes,
+    LesionFinding,
+    LesionLabelSummary,
+    OrganFinding,
+    Provenance,
+    SourceSummary,
+)
+
+
+def measure(volume: Volume, masks: Masks, provenance: Provenance, progress: Progress = no_progress) -> Findings:
+    """The findings of one CT.
+
+    Organs are whole masks; lesions are the 26-connected components of the tumour and cyst masks. Every number is
+    taken on the source grid from the source HU. `provenance` is passed through as it is.
+
+    Raises:
+        ValueError: the masks are not on the volume's grid.
+    """
+    if masks.packed.shape != volume.geometry.shape or masks.geometry != volume.geometry:
+        raise ValueError("The masks are not on the volume's grid.")
+    scan = _Scan(volume, masks, Compass(volume.geometry))
+    organs: list[OrganFinding] = []
+    lesions: list[LesionFinding] = []
+    summaries: list[LesionLabelSummary] = []
+    for done, region in enumerate(label_regions(masks)):
+        progress(Stage.MEASURING, done / len(masks.labels))
+        if region.label.kind.is_lesion:
+            found = list(_lesions(scan, region))
+            lesions += found
+            summaries.append(_summary(scan, region, found))
+        else:
+            organs.append(_organ(scan, region))
+    progress(Stage.MEASURING, 1.0)
+    return Findings(
+        source=scan.summary,
+        organs=tuple(organs),
+        lesion_labels=tuple(summaries),
+        lesions=tuple(lesions),
+        warnings=cautions(volume, masks.labels, organs, lesions),
+        provenance=provenance,
+    )
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What every measurement looks up."""
+
+    volume: Volume
+    masks: Masks
+    compass: Compass
+
+    @property
+    def slice_axis(self) -> int:
+        """The axis across the measured slices: a DICOM series says k, a NIfTI says what is nearest to superior."""
+        return self.compass.axis_towards(2) if self.volume.sop_instance_uids is None else 2
+
+    @property
+    def summary(self) -> SourceSummary:
+        i, j, k = (round(step, 6) for step in self.volume.geometry.spacing_mm)
+        return SourceSummary(
+            format=self.volume.source_format.value,
+            shape=self.volume.geometry.shape,
+            spacing_mm=(i, j, k),
+            orientation=self.compass.codes,
+            slice_axis=VOXEL_AXES[self.slice_axis],
+        )
+
+    def volume_ml(self, voxels: int) -> float:
+        return round(voxels * self.volume.geometry.voxel_volume_ml, 4)
+
+    def hosts(self, label: Label) -> Iterator[tuple[str, int]]:
+        """Name and bit of the label's hosts that were segmented, the likeliest first."""
+        bits = {other.name: bit for bit, other in enumerate(self.masks.labels)}
+        return ((host, bits[host]) for host in label.hosts if host in bits)
+
+
+def _organ(scan: _Scan, region: Region) -> OrganFinding:
+    label, box = region.label, region.box
+    if box is None:
+        return OrganFinding(
+            label=label.name,
+            display_name=label.display_name,
+            codes=label_codes(label),
+            present=False,
+            volume_ml=0.0,
+            mean_hu=None,
+            sd_hu=None,
+            bounding_box_voxel=None,
+            cut_by_field_of_view=False,
+            cut_sides=(),
+        )
+    hu = scan.volume.hu[box][region.mask(scan.masks)]
+    mean, sd = _mean_and_sd(hu)
+    sides = scan.compass.sides_touched(box)
+    return OrganFinding(
+        label=label.name,
+        display_name=label.display_name,
+        codes=label_codes(label),
+        present=True,
+        volume_ml=scan.volume_ml(hu.size),
+        mean_hu=mean,
+        sd_hu=sd,
+        bounding_box_voxel=bounding_box(box),
+        cut_by_field_of_view=bool(sides),
+        cut_sides=sides,
+    )
+
+
+def _lesions(scan: _Scan, region: Region) -> Iterator[LesionFinding]:
+    """The components of one label, the largest first; of equal ones that with the lower centroid (i, then j, k)."""
+    if region.box is None:
+        return
+    # As uint8: the path for booleans of cc3d 4.1.1 reserves too few labels where single voxels lie densely, and fails.
+    components = cc3d.connected_components(region.mask(scan.masks).view(np.uint8), connectivity=26)
+    statistics = cc3d.statistics(components)
+    counts = statistics["voxel_counts"]
+    numbers = sorted(range(1, len(counts)), key=lambda n: (-int(counts[n]), tuple(statistics["centroids"][n])))
+    for rank, number in enumerate(numbers, start=1):
+        inner: Box = statistics["bounding_boxes"][number]
+        i, j, k = (
+            slice(int(cut.start) + first, int(cut.stop) + first) for cut, first in zip(inner, region.start, strict=True)
+        )
+        yield _lesion(scan, region.label, rank, components[inner] == number, (i, j, k))
+
+
+def _lesion(scan: _Scan, label: Label, rank: int, component: NDArray[np.bool_], box: Box) -> LesionFinding:
+    """One component, given as a mask inside its own bounding box."""
+    geometry = scan.volume.geometry
+    start = (box[0].start, box[1].start, box[2].start)
+    mean_hu, sd_hu = _mean_and_sd(scan.volume.hu[box][component])
+    diameters = measure_component(component, start, geometry, scan.slice_axis)
+    centroid = np.argwhere(component).mean(axis=0) + start
+    host, overlap = _host(scan, label, component, box)
+    mean_probability, max_probability = _probabilities(scan.masks.lesion_probability.get(label.name), component, box)
+    sides = scan.compass.sides_touched(box)
+    uids = scan.volume.sop_instance_uids
+    longest_axis, perpendicular_axis = _axes_lps_mm(scan, diameters)
+    return LesionFinding(
+        id=f"{label.name}-{rank}",
+        label=label.name,
+        display_name=label.display_name,
+        kind=label.kind.value,
+        codes=label_codes(label),
+        host_organ=host,
+        host_overlap_fraction=overlap,
+        volume_ml=scan.volume_ml(int(component.sum())),
+        mean_hu=mean_hu,
+        sd_hu=sd_hu,
+        longest_axial_diameter_mm=round(diameters.longest_mm, 2),
+        perpendicular_diameter_mm=round(diameters.perpendicular_mm, 2),
+        longest_axis_lps_mm=longest_axis,
+        perpendicular_axis_lps_mm=perpendicular_axis,
+        slice_index=diameters.slice_index,
+        sop_instance_uid=None if uids is None else uids[diameters.slice_index] or None,
+        centroid_lps_mm=_point(geometry.to_lps_mm(centroid)),
+        centroid_voxel=_point(centroid),
+        bounding_box_voxel=bounding_box(box),
+        cut_by_field_of_view=bool(sides),
+        cut_sides=sides,
+        mean_probability=mean_probability,
+        max_probability=max_probability,
+    )
+
+
+def _host(scan: _Scan, label: Label, component: NDArray[np.bool_], box: Box) -> tuple[str | None, float]:
+    """The host with the most of the lesion's voxels, and the lesion's share in it; of equals the likelier host."""
+    inside = scan.masks.packed[box][component]
+    best, most = None, 0
+    for host, bit in scan.hosts(label):
+        shared = int(np.count_nonzero(inside & np.uint32(1 << bit)))
+        if shared > most:
+            best, most = host, shared
+    return best, round(most / inside.size, 3)
+
+
+def _probabilities(
+    stored: LesionProbability | None, component: NDArray[np.bool_], box: Box
+) -> tuple[float | None, float | None]:
+    """Mean and maximum over the component; the stored box holds every component of its label."""
+    if stored is None:
+        return None, None
+    i, j, k = (
+        slice(cut.start - outer.start, cut.stop - outer.start) for cut, outer in zip(box, stored.box, strict=True)
+    )
+    values = stored.probability[i, j, k][component] / 255.0
+    return round(float(values.mean()), 3), round(float(values.max()), 3)
+
+
+def _summary(scan: _Scan, region: Region, found: Sequence[LesionFinding]) -> LesionLabelSummary:
+    label = region.label
+    return LesionLabelSummary(
+        label=label.name,
+        display_name=label.display_name,
+        kind=label.kind.value,
+        codes=label_codes(label),
+        count=len(found),
+        total_volume_ml=scan.volume_ml(int(np.count_nonzero(region.mask(scan.masks)))),
+    )
+
+
+def _mean_and_sd(hu: NDArray[np.int16] | NDArray[np.float32]) -> tuple[float, float]:
+    """Mean and population standard deviation, summed in float64."""
+    mean = float(hu.mean(dtype=np.float64))
+    return round(mean, 1), round(float(hu.std(dtype=np.float64)), 1)
+
+
+def _axes_lps_mm(
+    scan: _Scan, diameters: Diameters
+) -> tuple[tuple[tuple[float, float, float], tuple[float, float, float]], ...]:
+    to_lps_mm = scan.volume.geometry.to_lps_mm
+    return tuple(
+        (_point(to_lps_mm(ends[0])), _point(to_lps_mm(ends[1])))
+        for ends in (diameters.longest_segment, diameters.perpendicular_segment)
+    )
+
+
+def _point(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    x, y, z = (round(float(value), 2) + 0.0 for value in values)  # + 0.0: no "-0.0" in the JSON
+    return x, y, z
+
+
+def label_codes(label: Label) -> LabelCodes:
+    """The label's meaning, as the findings state it."""
+    return LabelCodes(
+        category=_concept(label.category),
+        type=_concept(label.type),
+        laterality=None if label.laterality is None else _concept(label.laterality),
+        anatomic_region=None if label.anatomic_region is None else _concept(label.anatomic_region),
+    )
+
+
+def _concept(code: Code) -> CodedConcept:
+    return CodedConcept(scheme=code.scheme, value=code.value, meaning=code.meaning)

@@ -1,0 +1,122 @@
+"""The environment, read once at start and handed on as one object. Every variable begins with `VISCERA_`."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from platformdirs import user_data_path
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "VISCERA_"
+
+
+def _default_database_url(validated: dict[str, Any]) -> str:
+    return f"sqlite:///{validated['data_dir'] / 'jobs.sqlite3'}"
+
+
+class Settings(BaseSettings):
+    """All configuration of API, worker and sweeper. No secret has a default."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    # Where things are
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("viscera"),
+        description="Folder for uploads, results, the SQLite job table and the embedded queue; on a local disk.",
+    )
+    database_url: str = Field(
+        default_factory=_default_database_url,
+        description="SQLAlchemy URL of the job table: SQLite in the data folder, or postgresql://...",
+    )
+    broker_url: str = Field(
+        default="atomicfs://",
+        description="Celery broker. atomicfs:// is the embedded queue in the data folder; or redis://...",
+    )
+    bundles_dir: list[Path] = Field(
+        default_factory=list,
+        description="Folders searched for model bundles besides the one shipped with the package (JSON list).",
+    )
+
+    # Models
+    default_model: str = Field(
+        default="viscera-compact", description="Bundle used when a request names none; loaded at start."
+    )
+    engine: Literal["auto", "openvino", "onnxruntime"] = Field(
+        default="auto", description="Inference engine; auto takes OpenVINO where it is installed."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of the inference engine; unset: all cores of the machine."
+    )
+
+    # Uploads
+    max_upload_bytes: int = Field(default=2 * 1024**3, ge=1, description="Largest upload accepted, in bytes.")
+    max_upload_files: int = Field(default=5000, ge=1, description="Most files accepted in one upload.")
+    max_expanded_bytes: int = Field(
+        default=8 * 1024**3, ge=1, description="Largest total size of an upload once decompressed, in bytes."
+    )
+    max_expansion_ratio: float = Field(
+        default=200.0, gt=1, description="Largest ratio of decompressed to compressed size of an archive."
+    )
+
+    # Jobs
+    lease_seconds: float = Field(
+        default=30.0, gt=0, description="A running job whose worker is silent for so long is given to another."
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, description="A job that lost its worker so many times fails with worker-lost."
+    )
+    sweep_seconds: float = Field(
+        default=5.0, gt=0, description="Interval at which lost jobs and lost queue messages are looked for."
+    )
+    redispatch_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        description="A queued job is put on the queue again after so long, even while the queue has messages.",
+    )
+    job_time_limit_seconds: float = Field(
+        default=3600.0, gt=0, description="An attempt that runs longer is killed and counts as a lost worker."
+    )
+    orphan_seconds: float = Field(
+        default=3600.0, ge=0, description="Files that belong to no job are removed when they are this old."
+    )
+    shutdown_grace_seconds: float = Field(
+        default=20.0,
+        ge=0,
+        description="On shutdown a running job may go on for so long; then it is handed back to the queue.",
+    )
+    segmenter: str = Field(
+        default="service.segmenter:open_segmenter",
+        description="module:function that opens what the worker runs a job with; tests put a stand-in here.",
+    )
+
+    # Server and logs
+    host: str = Field(default="127.0.0.1", description="Address the API listens on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port the API listens on; 0 picks a free one.")
+    log_json: bool = Field(default=False, description="Write logs as JSON lines rather than for a terminal.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe log event that is written."
+    )
+
+    @field_validator("data_dir", mode="after")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+    @property
+    def embedded_broker(self) -> bool:
+        """True when the queue is a folder of this machine and needs no server."""
+        return self.broker_url.startswith("atomicfs:")
+
+    @property
+    def broker_dir(self) -> Path:
+        """Folder of the embedded queue."""
+        return self.data_dir / "broker"
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables that give a child process these very settings."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return {
+            PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value)
+            for name, value in values.items()
+        }

@@ -1,0 +1,260 @@
+"""Uploads in, artifacts out: a folder on a local disk.
+
+    uploads/<job>/<file>                 written as <file>.part, fsynced, renamed
+    scratch/<job>/<attempt>/result/...   what an attempt writes; removed with it
+    scratch/<job>/<attempt>/tmp/...      its temporary files
+    results/<job>/...                    appears by one rename of an attempt's result, or not at all
+
+A crash at any point leaves only files that `sweep_orphans` knows how to remove.
+"""
+
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from service.errors import ArtifactNotFound, StorageUnavailable
+from service.jobs.job import JobStatus, is_job_id
+
+PART_SUFFIX = ".part"
+# One file name: no separator, no leading dot, nothing a shell or Windows reads otherwise.
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class LocalStorage:
+    """Files of jobs under one root folder; every method may be called from any thread or process.
+
+    A folder is only ever named by a job id that `new_job_id` gave, so no name of a caller becomes a path.
+    Raises `StorageUnavailable` where the disk is full or the folder cannot be written, and `ValueError` for a malformed
+    job id or upload name: those are mistakes of the program, not of the caller of the API.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._uploads = root / "uploads"
+        self._results = root / "results"
+        self._scratch = root / "scratch"
+        with _translated_errors():
+            for folder in (self._uploads, self._results, self._scratch):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    # Uploads
+
+    def upload_dir(self, job_id: str) -> Path:
+        """Folder of the job's upload; it exists once a file was opened for it."""
+        return self._uploads / _checked(job_id)
+
+    @contextmanager
+    def open_upload(self, job_id: str, filename: str) -> Iterator[BinaryIO]:
+        """A file to write one uploaded file to; it gets its name when the block ends well and vanishes when it raises.
+
+        Args:
+            filename: plain name without folders, of letters, digits, `_`, `-` and `.`, such as `00001.nii.gz`.
+        """
+        if not _SAFE_NAME.fullmatch(filename) or filename.endswith(PART_SUFFIX):
+            raise ValueError(f"Not a safe name for an uploaded file: {filename!r}")
+        folder = self.upload_dir(job_id)
+        part = folder / (filename + PART_SUFFIX)
+        try:
+            with _translated_errors():
+                folder.mkdir(exist_ok=True, mode=0o700)
+                with part.open("xb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(folder / filename)
+                _fsync_folder(folder)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def upload_path(self, job_id: str) -> Path:
+        """What to read: the upload's only file, or its folder when there are several.
+
+        Raises:
+            StorageUnavailable: nothing is stored for the job.
+        """
+        folder = self.upload_dir(job_id)
+        files = [path for path in folder.iterdir() if path.suffix != PART_SUFFIX] if folder.is_dir() else []
+        if not files:
+            raise StorageUnavailable("The upload of this job is no longer stored; submit the study again.")
+        return files[0] if len(files) == 1 else folder
+
+    def delete_upload(self, job_id: str) -> None:
+        """Remove the job's upload; nothing happens where there is none."""
+        _remove(self.upload_dir(job_id))
+
+    # Attempts
+
+    def begin_result(self, job_id: str, attempt: int) -> Path:
+        """An empty folder for the artifacts of one attempt; what earlier attempts of the job left is removed."""
+        _remove(self._scratch / _checked(job_id))
+        result = self._attempt(job_id, attempt) / "result"
+        with _translated_errors():
+            result.mkdir(parents=True, mode=0o700)
+        return result
+
+    def temporary_dir(self, job_id: str, attempt: int) -> Path:
+        """A folder for temporary files of one attempt, removed with it."""
+        folder = self._attempt(job_id, attempt) / "tmp"
+        with _translated_errors():
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+
+    def publish_result(self, job_id: str, attempt: int) -> None:
+        """Make the attempt's artifacts the job's result, in one rename, after they are safely on the disk.
+
+        Only the owner of the job's lease may call this. What an earlier attempt published before it died is replaced.
+        """
+        finished = self._attempt(job_id, attempt) / "result"
+        result = self.result_dir(job_id)
+        with _translated_errors():
+            _fsync_tree(finished)
+            if result.exists():
+                stale = self._attempt(job_id, attempt) / "stale"
+                result.rename(stale)
+            finished.rename(result)
+            _fsync_folder(self._results)
+
+    def discard_attempt(self, job_id: str, attempt: int) -> None:
+        """Remove everything one attempt wrote and did not publish."""
+        _remove(self._attempt(job_id, attempt))
+        with suppress(OSError):  # already gone, or another attempt is at work
+            (self._scratch / _checked(job_id)).rmdir()
+
+    # Results
+
+    def result_dir(self, job_id: str) -> Path:
+        """Folder of the job's artifacts; it exists once a result was published."""
+        return self._results / _checked(job_id)
+
+    def artifact_path(self, job_id: str, name: str) -> Path:
+        """Path of a published artifact such as `masks/liver.nii.gz`.
+
+        Raises:
+            ArtifactNotFound: there is no such file in the job's result, or the name tries to leave it.
+        """
+        parts = name.split("/")
+        safe = all(_SAFE_NAME.fullmatch(part) for part in parts)
+        path = self.result_dir(job_id).joinpath(*PurePosixPath(name).parts) if safe else None
+        if path is None or not path.is_file():
+            raise ArtifactNotFound(f"This job has no artifact {name[:80]!r}.")
+        return path
+
+    def delete_result(self, job_id: str) -> None:
+        """Remove the job's artifacts; nothing happens where there are none."""
+        _remove(self.result_dir(job_id))
+
+    def delete_job(self, job_id: str) -> None:
+        """Remove every file of the job."""
+        self.delete_upload(job_id)
+        self.delete_result(job_id)
+        _remove(self._scratch / _checked(job_id))
+
+    # Sweeping
+
+    def job_ids(self) -> set[str]:
+        """Ids of the jobs that have any file here."""
+        folders = (self._uploads, self._results, self._scratch)
+        return {path.name for folder in folders for path in folder.iterdir() if is_job_id(path.name)}
+
+    def sweep_orphans(self, states: Mapping[str, JobStatus], *, min_age_seconds: float = 3600.0) -> int:
+        """Remove what no job needs: files of unknown jobs, and all but the result of a job that has ended.
+
+        Args:
+            states: status of each job of `job_ids()` that the table knows, read after `job_ids()`.
+            min_age_seconds: leave fresh files of unknown jobs alone: an upload arrives before its job is in the table.
+
+        Returns:
+            How many folders were removed.
+        """
+        return sum(
+            _remove(path)
+            for folder in (self._uploads, self._scratch, self._results)
+            for path in folder.iterdir()
+            if self._is_orphan(path, states.get(path.name), min_age_seconds)
+        )
+
+    def _is_orphan(self, path: Path, status: JobStatus | None, min_age_seconds: float) -> bool:
+        if status is None:
+            return _age_seconds(path) >= min_age_seconds
+        if path.parent == self._results and status is JobStatus.SUCCEEDED:
+            return False
+        return status.terminal
+
+    def _attempt(self, job_id: str, attempt: int) -> Path:
+        return self._scratch / _checked(job_id) / str(attempt)
+
+
+def _checked(job_id: str) -> str:
+    if not is_job_id(job_id):
+        raise ValueError(f"Not a job id: {job_id[:80]!r}")
+    return job_id
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Turn an operating system's refusal into a typed error that names no path."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error) from error
+
+
+def is_disk_full(error: OSError) -> bool:
+    """True when the operation failed for want of space."""
+    return error.errno in _DISK_FULL
+
+
+def storage_error(error: OSError) -> StorageUnavailable:
+    """The typed form of a failed file operation."""
+    if is_disk_full(error):
+        return StorageUnavailable("The disk of the server is full; free some space and submit the study again.")
+    reason = os.strerror(error.errno) if error.errno else "unknown reason"
+    return StorageUnavailable(f"The storage of the server cannot be used ({reason}); tell its operator.")
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file or a folder; True when there was one."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise storage_error(error) from error
+    return True
+
+
+def _age_seconds(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _fsync_tree(root: Path) -> None:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with (Path(folder) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        _fsync_folder(Path(folder))
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make renames in a folder durable; only POSIX can open one."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

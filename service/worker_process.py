@@ -1,0 +1,129 @@
+"""The child process of a worker, where jobs run: the model is loaded here, once, and kept warm.
+
+Nothing heavy may be imported before the fork, so the segmenter is found by its name in the settings. Until the default
+bundle has passed its self-test the process says `starting`; a job that comes earlier waits for it.
+"""
+
+import importlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, cast
+
+import structlog
+from billiard.util import set_pdeathsig  # type: ignore[import-untyped]  # billiard has no types
+from celery.signals import worker_process_init, worker_process_shutdown
+
+from service.errors import InternalError, StorageUnavailable, VisceraError
+from service.jobs.job import WorkerState
+from service.jobs.owner import current_owner
+from service.jobs.store import JobStore
+from service.settings import Settings
+from service.storage import LocalStorage
+from service.tasks import Segmenter, WorkContext, install_context
+
+_BEAT_SECONDS = 5.0
+_PARENT_WATCH_SECONDS = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class WarmProcess:
+    """This process as the job table sees it: loads the model, then gives a sign of life every few seconds."""
+
+    def __init__(self, context: WorkContext) -> None:
+        self._context = context
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="warm-process", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load the model."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Say goodbye to the job table."""
+        self._ended.set()
+        try:
+            self._context.store.forget_worker(self._context.owner)
+        except StorageUnavailable:
+            log.warning("worker.not_forgotten")
+
+    def _live(self) -> None:
+        self._report(WorkerState.STARTING, "")
+        state, detail = self._warm_up()
+        self._report(state, detail)
+        while not self._ended.wait(_BEAT_SECONDS):
+            self._report(state, detail)
+
+    def _warm_up(self) -> tuple[WorkerState, str]:
+        try:
+            self._context.segmenter.warm_up()
+        except VisceraError as problem:
+            log.error("worker.unhealthy", code=problem.code, detail=problem.detail)
+            return WorkerState.UNHEALTHY, f"{problem.title}: {problem.detail}"
+        except Exception:
+            log.exception("worker.unhealthy", code=InternalError.code)
+            return WorkerState.UNHEALTHY, "The default model could not be loaded; see the worker's log."
+        log.info("worker.ready")
+        return WorkerState.READY, ""
+
+    def _report(self, state: WorkerState, detail: str) -> None:
+        try:
+            self._context.store.report_worker(self._context.owner, state, detail)
+        except StorageUnavailable:
+            log.warning("worker.not_reported", state=state)
+
+
+def die_with_process(pid: int) -> None:
+    """Kill this process soon after its parent `pid` has died: nobody would restart it or hear of it.
+
+    A thread looks, because the kernel's own way also fires when only the thread that forked ends: with it, which Celery
+    asks for, a shutdown would kill the job of a child that had replaced a dead one.
+    """
+    with suppress(OSError):  # only Linux has it
+        set_pdeathsig(0)
+
+    def watch() -> None:
+        while os.getppid() == pid:
+            never.wait(_PARENT_WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    never = threading.Event()
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def open_segmenter(settings: Settings) -> Segmenter:
+    """The segmenter that the settings name."""
+    module, _, function = settings.segmenter.partition(":")
+    factory = cast("Callable[[Settings], Segmenter]", getattr(importlib.import_module(module), function))
+    return factory(settings)
+
+
+_process: WarmProcess | None = None
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]  # Celery has no types
+def start_process(**_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
+    """Prepare this freshly forked process; tasks come afterwards."""
+    global _process
+    die_with_process(os.getppid())
+    settings = Settings()
+    context = WorkContext(
+        store=JobStore(settings.database_url),
+        storage=LocalStorage(settings.data_dir),
+        segmenter=open_segmenter(settings),
+        owner=current_owner(),
+        lease_seconds=settings.lease_seconds,
+    )
+    install_context(context)
+    _process = WarmProcess(context)
+    _process.start()
+
+
+@worker_process_shutdown.connect  # type: ignore[untyped-decorator]  # Celery has no types
+def stop_process(**_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
+    """The process is about to end in good order."""
+    if _process is not None:
+        _process.stop()

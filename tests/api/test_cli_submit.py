@@ -1,0 +1,203 @@
+"""`viscera submit` and the client, against a live service whose worker is a thread of the test."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service.cli import app
+from service.client import ProblemError, UnreachableError, Viscera, study_files
+from service.errors import StorageUnavailable
+from tests.support.api import Api, running_api
+
+run = CliRunner().invoke
+
+
+@contextmanager
+def worker(api: Api, end) -> Iterator[None]:
+    """Ends each dispatched job with `end`."""
+    stopping = threading.Event()
+
+    def work():
+        done = 0
+        while not stopping.wait(0.02):
+            while len(api.dispatched) > done:
+                end(api.dispatched[done])
+                done += 1
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "Doe^Jane.nii.gz"
+    path.write_bytes(b"scan" * 100_000)
+    return path
+
+
+@pytest.fixture
+def url(api: Api) -> str:
+    return str(api.client.base_url)
+
+
+def test_submit_waits_prints_the_findings_and_fetches_the_files(api: Api, url: str, study: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    with worker(api, api.succeed):
+        result = run(app, ["submit", str(study), "--url", url, "--out", str(out), "--labels", "liver, liver_tumor"])
+
+    assert result.exit_code == 0, result.output
+    assert "liver_tumor-1" in result.output
+    assert "27.4" in result.output
+    assert "1512.2" in result.output
+    assert "Not found: Spleen" in result.output
+    assert "Research use only" in result.output
+    assert (out / "masks" / "liver.nii.gz").read_bytes() == b"0123456789"
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == [
+        "findings.json",
+        "liver.nii.gz",
+        "overview.png",
+    ]
+    job = api.store.get(api.dispatched[0])
+    assert job.request.labels == ("liver", "liver_tumor")
+    assert job.upload_bytes == 400_000
+
+
+def test_submit_without_wait_returns_at_once(api: Api, url: str, study: Path):
+    result = run(app, ["submit", str(study), "--url", url])
+
+    assert result.exit_code == 0
+    assert f"{url}/v1/jobs/{api.dispatched[0]}" in result.output
+
+
+def test_a_folder_is_sent_file_by_file_without_its_names(api: Api, url: str, tmp_path: Path):
+    folder = tmp_path / "Doe^Jane"
+    (folder / "series 1").mkdir(parents=True)
+    for number in range(1, 4):
+        (folder / "series 1" / f"Doe^Jane {number}.IMA").write_bytes(bytes([number]))
+    (folder / ".DS_Store").write_bytes(b"junk")
+
+    result = run(app, ["submit", str(folder), "--url", url])
+
+    assert result.exit_code == 0, result.output
+    stored = sorted(api.storage.upload_dir(api.dispatched[0]).iterdir())
+    assert [(path.name, path.read_bytes()) for path in stored] == [
+        (f"{number:05d}.dcm", bytes([number])) for number in range(1, 4)
+    ]
+
+
+def test_a_failed_job_is_one_line_and_status_2(api: Api, url: str, study: Path):
+    with worker(api, api.fail):
+        result = run(app, ["submit", str(study), "--wait", "--url", url])
+
+    assert result.exit_code == 2
+    assert (
+        "error The intensities are not in Hounsfield units: The values span 0 to 1; send HU. (not-hu)" in result.output
+    )
+
+
+def test_a_canceled_job_is_said_so(api: Api, url: str, study: Path):
+    with worker(api, api.store.cancel):
+        result = run(app, ["submit", str(study), "--wait", "--url", url])
+
+    assert result.exit_code == 2
+    assert "canceled" in result.output
+
+
+def test_a_refused_upload_is_one_line_and_status_2(url: str, study: Path):
+    result = run(app, ["submit", str(study), "--url", url, "--labels", "brain"])
+
+    assert result.exit_code == 2
+    assert "(unknown-label)" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_an_upload_far_beyond_the_limit_is_told_so_and_not_cut_off(tmp_path: Path, study: Path):
+    study.write_bytes(bytes(30_000_000))
+    with running_api(tmp_path, max_upload_bytes=1_000_000) as api:
+        result = run(app, ["submit", str(study), "--url", str(api.client.base_url)])
+        assert result.exit_code == 2
+        assert "(upload-too-large)" in result.output
+        assert api.stored_files() == []
+
+
+def test_an_empty_folder_is_refused_before_anything_is_sent(api: Api, url: str, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+
+    result = run(app, ["submit", str(tmp_path / "empty"), "--url", url])
+
+    assert result.exit_code == 2
+    assert api.dispatched == []
+
+
+def test_no_service_is_one_line_and_status_2(study: Path):
+    result = run(app, ["submit", str(study), "--url", "http://127.0.0.1:9"])
+
+    assert result.exit_code == 2
+    assert "viscera serve" in result.output
+
+
+def test_models_of_a_service_are_listed(url: str):
+    result = run(app, ["models", "--url", url])
+
+    assert result.exit_code == 0
+    assert "viscera-compact-1.0.0" in result.output
+
+
+def test_the_client_raises_typed_errors(api: Api, url: str, tmp_path: Path):
+    job_id = api.submit()["id"]
+    api.fail(job_id)
+    with Viscera(url) as viscera:
+        with pytest.raises(ProblemError) as refused:
+            viscera.findings(job_id)
+        assert (refused.value.status, refused.value.code) == (409, "result-not-ready")
+        assert "send HU" in refused.value.detail
+        with pytest.raises(ProblemError, match="result-not-ready"):
+            viscera.download(job_id, "overview.png", tmp_path / "out")
+        assert list((tmp_path / "out").iterdir()) == []
+        with pytest.raises(ValueError, match="outside"):
+            viscera.download(job_id, "../escape", tmp_path)
+    with Viscera("http://127.0.0.1:9") as nowhere, pytest.raises(UnreachableError):
+        nowhere.models()
+
+
+def test_the_client_waits_through_a_restart_of_the_service_but_not_for_ever(api: Api, url: str, monkeypatch):
+    job_id = api.submit()["id"]
+    api.fail(job_id)
+    answers = iter([StorageUnavailable("away"), StorageUnavailable("away"), api.store.get(job_id)])
+
+    def get(_):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(api.store, "get", get)
+    monkeypatch.setattr("service.client.DEFAULT_POLL_SECONDS", 0.01)
+    with Viscera(url) as viscera:
+        assert viscera.wait(job_id)["status"] == "failed"
+    with Viscera("http://127.0.0.1:9") as nowhere, pytest.raises(UnreachableError):
+        nowhere.wait(job_id, patience_seconds=0.05)
+
+
+def test_the_client_cancels(api: Api, url: str):
+    job_id = api.submit()["id"]
+    with Viscera(url) as viscera:
+        assert viscera.cancel(job_id)["status"] == "canceled"
+
+
+def test_hidden_files_are_no_part_of_a_study(tmp_path: Path):
+    for name in ("1.dcm", ".hidden", "sub/2.dcm", ".git/3.dcm"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    assert study_files(tmp_path) == [tmp_path / "1.dcm", tmp_path / "sub" / "2.dcm"]

@@ -1,0 +1,38 @@
+"""Rules as data: the reference's voxel counts, worked by hand into millilitres."""
+
+import pytest
+
+from model_export.rules import KeepLargest, MaxComponents, MinVolume, WithinHosts, postprocessing_rules
+from training.labels import BY_NAME, LABELS, LESIONS, ORGANS
+
+
+@pytest.mark.parametrize(
+    ("name", "ml", "count"),
+    [
+        ("kidney_tumor", 0.27, 5),  # 80 voxels of 3.375 mm^3
+        ("liver_tumor", 0.0675, 20),  # 20
+        ("pancreas_tumor", 0.3375, 1),  # 100
+        ("hepatic_vessel_tumor", 0.27, 10),  # 80
+        ("lung_tumor", 0.10125, 10),  # 30
+        ("colon_tumor", 0.3375, 3),  # 100
+        ("kidney_cyst", 0.0675, 20),  # 20
+    ],
+)
+def test_lesion_rules_are_the_reference_limits_inside_the_hosts(name: str, ml: float, count: int) -> None:
+    assert postprocessing_rules(BY_NAME[name]) == (
+        WithinHosts(closing_mm=3.0, dilation_mm=3.0),
+        MinVolume(ml=ml),
+        MaxComponents(count=count),
+    )
+
+
+def test_organs_keep_one_component_except_branching_vessels() -> None:
+    unfiltered = {label.name for label in ORGANS if postprocessing_rules(label) == ()}
+    assert unfiltered == {"portal_and_splenic_vein", "hepatic_vessel"}
+    kept = [postprocessing_rules(label) for label in ORGANS if label.name not in unfiltered]
+    assert kept == [(KeepLargest(count=1),)] * 23
+
+
+def test_every_label_has_rules_and_every_lesion_a_host_to_lie_in() -> None:
+    assert len([postprocessing_rules(label) for label in LABELS]) == 32
+    assert all(label.hosts for label in LESIONS)

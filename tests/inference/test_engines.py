@@ -1,0 +1,82 @@
+"""Engines: the same numbers from each, and a sentence instead of a traceback when one cannot run."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from service.errors import EngineUnavailable
+from service.inference.bundle import Bundle
+from service.inference.engines import EngineName, OnnxRuntimeEngine, OpenVINOEngine, open_engine
+
+BOTH = [EngineName.OPENVINO, EngineName.ONNXRUNTIME]
+
+
+def random_windows(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("shape", [(1, 1, 32, 32, 32), (2, 1, 16, 32, 48)])
+def test_features_and_pooled_of_any_batch_and_size(tiny_bundle: Bundle, name: str, shape: tuple[int, ...]) -> None:
+    engine = open_engine(tiny_bundle, name, threads=1)
+    windows = random_windows(*shape)
+
+    features, pooled = engine.run(windows)
+
+    assert engine.name == name
+    batch, _, d, h, w = shape
+    means = windows.reshape(batch, d // 2, 2, h // 2, 2, w // 2, 2).mean(axis=(2, 4, 6))
+    assert features.shape == (batch, 8, d // 2, h // 2, w // 2)
+    np.testing.assert_allclose(features[:, 0], means, atol=1e-6)
+    np.testing.assert_allclose(features[:, 1], -means, atol=1e-6)
+    assert pooled.shape == (batch, 256)
+    np.testing.assert_allclose(pooled[:, 255], windows.mean(axis=(1, 2, 3, 4)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_result_outlives_the_next_run(tiny_bundle: Bundle, name: str) -> None:
+    engine = open_engine(tiny_bundle, name, threads=1)
+    features, _ = engine.run(np.zeros((1, 1, 16, 16, 16), np.float32))
+    engine.run(np.ones((1, 1, 16, 16, 16), np.float32))
+    assert (features == 0.0).all()
+
+
+def test_auto_prefers_openvino(tiny_bundle: Bundle) -> None:
+    assert open_engine(tiny_bundle, "auto").name == EngineName.OPENVINO
+
+
+def test_auto_falls_back_when_openvino_is_not_installed(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert isinstance(open_engine(tiny_bundle, "auto"), OnnxRuntimeEngine)
+    with pytest.raises(EngineUnavailable, match=r"openvino is not installed \(pip install 'viscera\[cpu\]'\)"):
+        open_engine(tiny_bundle, "openvino")
+
+
+def test_no_engine_at_all_names_what_to_install(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineUnavailable, match=r"openvino is not .*; onnxruntime is not .*viscera\[cpu\]"):
+        open_engine(tiny_bundle, "auto")
+
+
+def test_an_unknown_engine_is_refused_with_the_choices(tiny_bundle: Bundle) -> None:
+    with pytest.raises(EngineUnavailable, match="no engine tensorrt; choose auto, openvino, onnxruntime"):
+        open_engine(tiny_bundle, "tensorrt")
+
+
+@pytest.mark.parametrize("name", ["auto", *BOTH])
+def test_a_backbone_that_no_engine_can_load_is_a_typed_error(tiny_bundle: Bundle, name: str) -> None:
+    damaged = replace(tiny_bundle, files={**tiny_bundle.files, "backbone.onnx": b"not a network"})
+    with pytest.raises(EngineUnavailable, match="cannot load the backbone"):
+        open_engine(damaged, name)
+
+
+@pytest.mark.parametrize("engine_class", [OpenVINOEngine, OnnxRuntimeEngine])
+def test_a_failure_at_run_time_is_a_typed_error(
+    tiny_bundle: Bundle, engine_class: type[OpenVINOEngine] | type[OnnxRuntimeEngine]
+) -> None:
+    engine = engine_class(tiny_bundle.backbone("fp32"), 1)
+    with pytest.raises(EngineUnavailable, match=f"{engine.name} failed on a window"):
+        engine.run(random_windows(1, 3, 32, 32, 32))

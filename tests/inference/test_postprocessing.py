@@ -1,0 +1,159 @@
+"""Post-processing rules on masks small enough to draw."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from service.imaging.geometry import Geometry
+from service.inference.grid import bounding_box, full_box
+from service.inference.manifest import Code, KeepLargest, Label, LabelKind, MaxComponents, MinVolume, WithinHosts
+from service.inference.postprocessing import (
+    BoxedMask,
+    apply_rules,
+    components_of_at_least,
+    host_region,
+    largest_components,
+)
+
+Mask = NDArray[np.bool_]
+CODE = Code(scheme="SCT", value="1", meaning="Something")
+GRID_2MM = Geometry((20, 20, 20), np.diag([2.0, 2.0, 2.0, 1.0]))  # 0.008 ml per voxel
+
+
+def lesion(*rules: object) -> Label:
+    return Label(
+        index=1,
+        name="tumor",
+        display_name="Tumour",
+        kind=LabelKind.TUMOR,
+        hosts=("liver",),
+        color=(1, 2, 3),
+        category=CODE,
+        type=CODE,
+        postprocessing=rules,
+    )
+
+
+def boxed(mask: Mask) -> BoxedMask:
+    trimmed = BoxedMask.trimmed(full_box(mask.shape), mask)
+    assert trimmed is not None
+    return trimmed
+
+
+def unboxed(mask: BoxedMask | None) -> Mask:
+    full = np.zeros(GRID_2MM.shape, np.bool_)
+    if mask is not None:
+        full[mask.box] = mask.inside
+    return full
+
+
+def row(text: str) -> Mask:
+    """One row of voxels: '#' is inside."""
+    return np.array([character == "#" for character in text]).reshape(-1, 1, 1)
+
+
+def drawn(mask: Mask) -> str:
+    return "".join(".#"[int(voxel)] for voxel in mask.ravel())
+
+
+@pytest.mark.parametrize(
+    ("before", "count", "after"),
+    [
+        (".###..##.#.", 1, ".###......."),
+        (".###..##.#.", 2, ".###..##..."),
+        (".###..##.#.", 9, ".###..##.#."),
+        ("##.##", 1, "##..."),  # of equals, the first
+        ("....", 1, "...."),
+    ],
+)
+def test_largest_components(before: str, count: int, after: str) -> None:
+    assert drawn(largest_components(row(before), count)) == after
+
+
+def test_voxels_that_touch_at_a_corner_are_one_component() -> None:
+    mask = np.zeros((3, 3, 3), np.bool_)
+    mask[0, 0, 0] = mask[1, 1, 1] = mask[2, 2, 2] = True
+    np.testing.assert_array_equal(largest_components(mask, 1), mask)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "after"), [(1.0, ".###..##.#."), (2.0, ".###..##..."), (2.1, ".###......."), (4.0, "...........")]
+)
+def test_components_of_at_least(voxels: float, after: str) -> None:
+    assert drawn(components_of_at_least(row(".###..##.#."), voxels)) == after
+
+
+def test_a_component_of_exactly_the_minimum_volume_stays() -> None:
+    mask = np.zeros(GRID_2MM.shape, np.bool_)
+    mask[2, 2, 2:7] = True  # 5 voxels: 0.04 ml
+    assert unboxed(apply_rules(boxed(mask), lesion(MinVolume(ml=0.04)), GRID_2MM, {})).sum() == 5
+    assert apply_rules(boxed(mask), lesion(MinVolume(ml=0.041)), GRID_2MM, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "closing", "dilation", "region"),
+    [
+        ("...##.##......", 0, 0, "...##.##......"),
+        ("...##.##......", 1, 0, "...#####......"),
+        ("...##.##......", 0, 2, ".#########...."),
+        ("...##.....#...", 1, 1, "..####...###.."),  # too far apart to be closed
+        ("##.##.........", 1, 0, "#####........."),  # the closing does not eat into the edge of the grid
+        ("..............", 2, 2, ".............."),
+    ],
+)
+def test_host_region_by_hand(host: str, closing: int, dilation: int, region: str) -> None:
+    mask = row(host)
+    hosts = [BoxedMask.trimmed(full_box(mask.shape), mask)]
+    found = host_region(hosts, full_box(mask.shape), mask.shape, closing=(closing, 0, 0), dilation=(dilation, 0, 0))
+    assert drawn(found) == region
+
+
+def test_the_host_region_in_a_box_is_that_of_the_whole_grid() -> None:
+    """Only the surroundings of the lesion are looked at; the answer is as if everything were."""
+    organs = [np.random.default_rng(seed).uniform(size=GRID_2MM.shape) > 0.97 for seed in (0, 1)]
+    padded = np.pad(organs[0] | organs[1], 10)
+    cube = np.ones((5, 5, 5))
+    closed = ndimage.binary_erosion(ndimage.binary_dilation(padded, cube), cube)
+    expected = ndimage.binary_dilation(closed, np.ones((3, 3, 3)))[10:-10, 10:-10, 10:-10]
+    for box in [full_box(GRID_2MM.shape), (slice(4, 9), slice(0, 3), slice(17, 20))]:
+        region = host_region(
+            [boxed(organ) for organ in organs], box, GRID_2MM.shape, closing=(2, 2, 2), dilation=(1, 1, 1)
+        )
+        np.testing.assert_array_equal(region, expected[box])
+
+
+def test_rules_run_in_their_order_and_in_millimetres() -> None:
+    liver = np.zeros(GRID_2MM.shape, np.bool_)
+    liver[4:10, 4:10, 4:10] = True
+    tumor = np.zeros(GRID_2MM.shape, np.bool_)
+    tumor[6:9, 6:9, 6:9] = True  # 27 voxels in the host
+    tumor[6, 6, 9:12] = True  # reaches 2 voxels beyond it
+    tumor[15:19, 15:19, 15:19] = True  # 64 voxels, elsewhere
+    tumor[4, 4, 4] = True  # alone, in the host
+    rules = (WithinHosts(dilation_mm=2.0), MinVolume(ml=0.01), MaxComponents(count=1))
+
+    result = unboxed(apply_rules(boxed(tumor), lesion(*rules), GRID_2MM, {"liver": boxed(liver)}))
+
+    expected = np.zeros(GRID_2MM.shape, np.bool_)
+    expected[6:9, 6:9, 6:9] = True
+    expected[6, 6, 9:11] = True
+    np.testing.assert_array_equal(result, expected)
+
+    # The other way round the largest component is the one outside the host, and nothing is left of it.
+    assert apply_rules(boxed(tumor), lesion(KeepLargest(), *rules), GRID_2MM, {"liver": boxed(liver)}) is None
+
+
+def test_without_a_host_nothing_is_left() -> None:
+    tumor = np.ones(GRID_2MM.shape, np.bool_)
+    assert apply_rules(boxed(tumor), lesion(WithinHosts(dilation_mm=6.0)), GRID_2MM, {"liver": None}) is None
+    assert apply_rules(None, lesion(WithinHosts(dilation_mm=6.0)), GRID_2MM, {"liver": None}) is None
+
+
+def test_a_mask_is_held_in_its_smallest_box() -> None:
+    mask = np.zeros(GRID_2MM.shape, np.bool_)
+    assert BoxedMask.trimmed(full_box(mask.shape), mask) is None
+    mask[3:5, 7, 9] = True
+    held = BoxedMask.trimmed((slice(0, 10), slice(5, 20), slice(0, 20)), mask[:10, 5:])
+    assert held is not None
+    assert held.box == bounding_box(mask)

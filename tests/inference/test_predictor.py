@@ -1,0 +1,125 @@
+"""Predictor and model: logits that were worked out by hand, subsets of labels, and the self-test that refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from service.errors import EngineUnavailable, SelfTestFailed, UnknownLabel
+from service.inference.bundle import Bundle, Head
+from service.inference.engines import open_engine
+from service.inference.head import head_logits
+from service.inference.model import Model, load_model
+from service.inference.predictor import Predictor
+from tests.support.tiny_bundle import expected_logits, head_rows, read_manifest, write_manifest, write_tiny_bundle
+
+Float32 = NDArray[np.float32]
+
+
+def random_windows(batch: int) -> Float32:
+    return np.random.default_rng(1).uniform(-1, 1, (batch, 32, 32, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_logits_are_what_the_bundle_was_made_to_say(tiny_bundle: Bundle, engine: str) -> None:
+    windows = random_windows(2)
+    logits = Predictor(tiny_bundle, open_engine(tiny_bundle, engine, 1))(windows)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected_logits(windows[:, None]), atol=1e-3)
+
+
+def test_each_window_has_its_own_parameters(tiny_bundle: Bundle) -> None:
+    """The pooled features of a window enter its parameters: here its mean is added to the last bias."""
+    w_image = np.zeros((153, 256), np.float32)
+    w_image[152, 7] = 1.0
+    bundle = replace(tiny_bundle, head=Head(w_image, tiny_bundle.head.k))
+    windows = random_windows(2)
+    windows[1] += 0.5
+
+    logits = Predictor(bundle, open_engine(bundle, "onnxruntime", 1))(windows)
+
+    expected = expected_logits(windows[:, None]) + windows.mean(axis=(1, 2, 3)).reshape(2, 1, 1, 1, 1)
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+
+
+def test_a_subset_of_labels_is_a_subset_of_the_rows(tiny_model: Model) -> None:
+    windows = random_windows(1)
+    subset = tiny_model.predictor.for_labels(["lung", "bone"])
+    assert [label.name for label in subset.labels] == ["bone", "lung"]
+    np.testing.assert_array_equal(subset(windows), tiny_model.predictor(windows)[:, [1, 2]])
+
+
+def test_a_lesion_brings_the_hosts_that_confine_it(tiny_model: Model) -> None:
+    assert [label.name for label in tiny_model.predictor.for_labels(["liver_tumor"]).labels] == ["liver", "liver_tumor"]
+    with pytest.raises(UnknownLabel):
+        tiny_model.predictor.for_labels(["spleen"])
+
+
+def test_a_loaded_model_has_passed_its_self_test(tiny_path: Path) -> None:
+    model = load_model(tiny_path, engine="openvino", threads=1)
+    model.predictor.self_test()
+    assert model.predictor.engine.name == "openvino"
+
+
+def test_a_bundle_whose_sample_is_not_reproduced_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_bundle(tmp_path)
+    rows = head_rows()
+    rows[1, 152] += 1.0  # one bias of one label: 1 of 130 in logits
+    save_file({"W_image": np.zeros((153, 256), np.float32), "K": rows}, path / "head.safetensors")
+    write_manifest(path, read_manifest(path))  # the hashes are true; only the numbers are not
+    with pytest.raises(SelfTestFailed, match=r"viscera-tiny .* in logits"):
+        load_model(path, engine="onnxruntime", threads=1)
+
+
+def test_a_small_bias_near_the_threshold_is_refused_by_its_probability(tmp_path: Path) -> None:
+    path = write_tiny_bundle(tmp_path)
+    rows = head_rows()
+    rows[1, 152] += 0.3  # 2e-3 of the largest logit, but 0.07 in probability where the logit is 0
+    save_file({"W_image": np.zeros((153, 256), np.float32), "K": rows}, path / "head.safetensors")
+    write_manifest(path, read_manifest(path))
+    with pytest.raises(SelfTestFailed, match="in probability"):
+        load_model(path, engine="onnxruntime", threads=1)
+
+
+class _Broken:
+    """An engine whose numbers are wrong in a way that the sample must notice."""
+
+    name = "broken"
+
+    def __init__(self, features: Float32) -> None:
+        self._features = features
+
+    def run(self, windows: Float32) -> tuple[Float32, Float32]:
+        return self._features, np.zeros((1, 256), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.full((1, 8, 24, 24, 24), np.nan, np.float32), "not finite"),
+        (np.zeros((1, 8, 48, 48, 48), np.float32), "shape"),
+        (np.zeros((1, 8, 24, 24, 24), np.float32), "differs"),
+    ],
+)
+def test_a_broken_engine_fails_the_self_test(tiny_bundle: Bundle, features: Float32, message: str) -> None:
+    with pytest.raises(SelfTestFailed, match=message):
+        Predictor(tiny_bundle, _Broken(features)).self_test()
+
+
+def test_an_answer_that_is_not_finite_is_an_error_and_not_an_empty_mask(tiny_bundle: Bundle) -> None:
+    predictor = Predictor(tiny_bundle, _Broken(np.full((1, 8, 24, 24, 24), np.nan, np.float32)))
+    with pytest.raises(EngineUnavailable, match="broken gave logits that are not finite"):
+        predictor(tiny_bundle.sample.window[:, 0])
+
+
+def test_the_head_module_reads_the_hand_made_rows() -> None:
+    """The fixture itself: bone is 100 * (v - 0.3) at v = 0.5."""
+    import torch
+
+    features = torch.zeros((8, 1))
+    features[0] = 0.5
+    logits = head_logits(features, torch.from_numpy(head_rows()))
+    assert logits[1].item() == pytest.approx(20.0, abs=1e-4)

@@ -1,0 +1,45 @@
+"""One percentage for a whole job, and what a caller may ask for."""
+
+import pytest
+from pydantic import ValidationError
+
+from service.progress import Stage, no_progress, overall_percent
+from service.request import SegmentationRequest
+
+
+def test_percent_rises_from_nothing_to_all_through_every_stage() -> None:
+    told = [overall_percent(stage, fraction) for stage in Stage for fraction in (0.0, 0.5, 1.0)]
+    assert told[0] == 0.0
+    assert told[-1] == pytest.approx(100.0)
+    assert told == sorted(told)
+    ends = [overall_percent(stage, 1.0) for stage in Stage][:-1]
+    starts = [overall_percent(stage, 0.0) for stage in Stage][1:]
+    assert ends == pytest.approx(starts)
+
+
+def test_a_fraction_beyond_its_stage_is_clamped() -> None:
+    assert overall_percent(Stage.INFERENCE, -1.0) == overall_percent(Stage.INFERENCE, 0.0)
+    assert overall_percent(Stage.INFERENCE, 7.0) == overall_percent(Stage.INFERENCE, 1.0)
+    no_progress(Stage.READING, 0.3)
+
+
+def test_a_request_leaves_everything_to_the_bundle_by_default() -> None:
+    assert SegmentationRequest() == SegmentationRequest(labels=None, overlap=None)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"labels": []},
+        {"labels": ["liver", "liver"]},
+        {"labels": ["../liver"]},
+        {"labels": "liver"},
+        {"overlap": 1.0},
+        {"overlap": -0.1},
+        {"overlap": float("nan")},
+        {"speed": "fast"},
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused(choice: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        SegmentationRequest.model_validate(choice)

@@ -1,0 +1,260 @@
+"""Masks back on the source grid: a scan walks the whole way and its sphere comes back where it was."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from service.imaging.geometry import Geometry
+from service.imaging.volume import SourceFormat, Volume
+from service.inference.grid import cropped, full_box, whole_grid
+from service.inference.manifest import Interpolation
+from service.inference.masks import Masks
+from service.inference.model import Model
+from service.inference.preprocessing import preprocess
+from service.inference.restoration import restore_masks
+from service.inference.sliding_window import Logits, predict_windows
+from service.progress import Stage
+
+LINEAR, NEAREST = Interpolation.LINEAR, Interpolation.NEAREST
+Mask = NDArray[np.bool_]
+
+TILT = Rotation.from_euler("xyz", [10, -14, 8], degrees=True).as_matrix()
+GRIDS = {
+    "RAS": Geometry((70, 80, 60), np.diag([1.5, 1.5, 2.0, 1.0])),
+    "LPS": Geometry((70, 80, 60), np.array([[-1.5, 0, 0, 50], [0, -1.5, 0, 60], [0, 0, 2, 5], [0, 0, 0, 1.0]])),
+    "permuted": Geometry((40, 80, 90), np.array([[0, 0, -1.2, 9], [1.5, 0, 0, 7], [0, -1.4, 0, 5], [0, 0, 0, 1.0]])),
+    "oblique": Geometry(
+        (70, 60, 80),
+        np.block([[TILT @ np.array([[-1.5, 0, 0], [0, 0, 1.4], [0, 2.0, 0]]), np.full((3, 1), 20.0)], [0, 0, 0, 1]]),
+    ),
+    "thick slices": Geometry((80, 80, 24), np.diag([-1.25, 1.25, 5.0, 1.0])),
+    "half the model's spacing": Geometry((90, 84, 80), np.diag([1.0, 1.0, 1.0, 1.0])),
+    "coarser than the model": Geometry((40, 40, 40), np.diag([3.0, 3.0, 3.0, 1.0])),
+}
+
+
+def distance_mm(geometry: Geometry, moved_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> NDArray[np.float64]:
+    """Distance of each voxel to the centre of the grid, moved by some millimetres (RAS)."""
+    ijk = np.stack(np.meshgrid(*(np.arange(n) for n in geometry.shape), indexing="ij"), axis=-1)
+    center = geometry.to_ras_mm((np.array(geometry.shape) - 1) / 2) + np.array(moved_mm)
+    distance: NDArray[np.float64] = np.linalg.norm(geometry.to_ras_mm(ijk) - center, axis=-1)
+    return distance
+
+
+def phantom(geometry: Geometry) -> tuple[Volume, dict[str, Mask]]:
+    """Fat in air; in it a liver with a tumour, right of the centre, and a bone, left of it."""
+    liver = distance_mm(geometry, (6.0, 0.0, 0.0)) < 22
+    tumor = distance_mm(geometry, (10.0, 2.0, 0.0)) < 9
+    bone = distance_mm(geometry, (-24.0, -8.0, 0.0)) < 7
+    hu = np.full(geometry.shape, -1000, np.int16)
+    hu[distance_mm(geometry) < 45] = -100
+    hu[liver], hu[bone] = 90, 900
+    hu[tumor] = 180
+    volume = Volume(hu, geometry, SourceFormat.NIFTI, "0" * 64)
+    return volume, {"liver": liver, "liver_tumor": tumor, "bone": bone}
+
+
+def segment(
+    volume: Volume, model: Model, labels: list[str] | None = None, interpolation: Interpolation = LINEAR
+) -> Masks:
+    manifest = model.bundle.manifest
+    network_input = preprocess(volume, manifest.preprocessing)
+    logits = predict_windows(network_input, model.predictor.for_labels(labels), manifest.sliding_window)
+    wanted = model.bundle.labels_named(labels)
+    return restore_masks(logits, wanted, onto=volume.geometry, mask_interpolation=interpolation)
+
+
+def dice(a: Mask, b: Mask) -> float:
+    return 2.0 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+@pytest.mark.parametrize("interpolation", [LINEAR, NEAREST])
+@pytest.mark.parametrize("geometry", GRIDS.values(), ids=GRIDS.keys())
+def test_the_whole_way_and_back(tiny_model: Model, geometry: Geometry, interpolation: Interpolation) -> None:
+    volume, truth = phantom(geometry)
+
+    masks = segment(volume, tiny_model, interpolation=interpolation)
+
+    assert masks.packed.shape == geometry.shape
+    assert masks.packed.dtype == np.uint32
+    assert masks.geometry == geometry
+    assert [label.name for label in masks.labels] == ["liver", "bone", "lung", "liver_tumor"]
+    # The bundle's network sees 4 mm blocks: small structures lose their surface, whichever way they are carried.
+    small, shift_mm = (0.9, 0.5) if interpolation is LINEAR else (0.8, 1.75)  # mm: half the diagonal of a model voxel
+    assert dice(masks.mask("liver"), truth["liver"]) > 0.95
+    assert dice(masks.mask("bone"), truth["bone"]) > small
+    assert dice(masks.mask("liver_tumor"), truth["liver_tumor"]) > small
+    for name in truth:
+        found = np.argwhere(masks.mask(name)).mean(axis=0)
+        offset_mm = geometry.affine[:3, :3] @ (found - np.argwhere(truth[name]).mean(axis=0))
+        assert np.linalg.norm(offset_mm) < shift_mm, name
+    assert not (masks.mask("lung") & truth["liver"]).any()
+
+
+def sphere_logits(model: Model, geometry: Geometry, stride: int, radius_mm: float, *, crop: bool = False) -> Logits:
+    """What a perfect network would answer about a liver: millimetres to its surface, on the feature grid."""
+    grid = whole_grid(geometry, (2.0, 2.0, 2.0))
+    if crop:
+        grid = cropped(grid, tuple(slice(4, side.stop - 3) for side in full_box(grid.whole)))
+    shape = [-(-n // stride) for n in grid.shape]
+    ijk = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1) * stride + (stride - 1) / 2
+    center = geometry.to_ras_mm((np.array(geometry.shape) - 1) / 2)
+    values = radius_mm - np.linalg.norm(grid.geometry.to_ras_mm(ijk) - center, axis=-1)
+    return Logits(values[None].astype(np.float32), model.bundle.manifest.labels[:1], stride, grid)
+
+
+@pytest.mark.parametrize("interpolation", [LINEAR, NEAREST])
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("geometry", GRIDS.values(), ids=GRIDS.keys())
+def test_a_sphere_comes_back(
+    tiny_model: Model, geometry: Geometry, stride: int, crop: bool, interpolation: Interpolation
+) -> None:
+    logits = sphere_logits(tiny_model, geometry, stride, 24.0, crop=crop)
+    masks = restore_masks(logits, logits.labels, onto=geometry, mask_interpolation=interpolation)
+
+    sphere = distance_mm(geometry) < 24.0
+    assert masks.geometry == geometry
+    assert dice(masks.mask("liver"), sphere) > (0.98 if interpolation is LINEAR else 0.95)
+    volume_ratio = masks.mask("liver").sum() / sphere.sum()
+    assert 0.95 < volume_ratio < 1.05
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_only_the_surroundings_are_upsampled_and_nothing_is_lost(tiny_model: Model, stride: int) -> None:
+    """Where source and model grid are one, the mask is that of upsampling everything with torch."""
+    geometry = Geometry((30, 33, 37), np.diag([2.0, 2.0, 2.0, 1.0]))
+    shape = [-(-n // stride) for n in geometry.shape]
+    bone = tiny_model.bundle.manifest.labels[1:2]  # no rules
+    values = np.random.default_rng(0).normal(-2.5, 2.0, (1, *shape)).astype(np.float32)
+    values[:, :, :, shape[2] // 2 :] = -5.0  # half of the grid is empty, so there is a box
+    logits = Logits(values, bone, stride, whole_grid(geometry, (2.0, 2.0, 2.0)))
+
+    masks = restore_masks(logits, bone, onto=geometry, mask_interpolation=LINEAR)
+
+    upsampled = torch.nn.functional.interpolate(
+        torch.from_numpy(values)[None], scale_factor=stride, mode="trilinear", align_corners=False
+    )[0, 0, :30, :33, :37]
+    clear = np.abs(upsampled.numpy()) > 1e-4
+    np.testing.assert_array_equal(masks.mask("bone")[clear], (upsampled > 0).numpy()[clear])
+    assert masks.mask("bone").any()
+
+
+def test_a_label_whose_mask_fills_the_scan_reaches_every_voxel(tiny_model: Model) -> None:
+    """The last source voxels lie behind the model grid's last centre; its value goes on."""
+    geometry = Geometry((21, 22, 24), np.diag([-0.7, 0.9, 1.1, 1.0]))
+    logits = sphere_logits(tiny_model, geometry, 2, 1000.0)
+    for interpolation in (LINEAR, NEAREST):
+        masks = restore_masks(logits, logits.labels, onto=geometry, mask_interpolation=interpolation)
+        assert masks.mask("liver").all()
+
+
+@pytest.mark.parametrize("interpolation", [LINEAR, NEAREST])
+def test_what_lies_outside_the_crop_is_not_inside_a_mask(tiny_model: Model, interpolation: Interpolation) -> None:
+    """The crop leaves out 4 model voxels of 2 mm: the first centre inside is at 8 mm, so the edge is at 7 mm."""
+    geometry = Geometry((60, 60, 60), np.diag([0.6, 0.6, 0.6, 1.0]))
+    logits = sphere_logits(tiny_model, geometry, 2, 1000.0, crop=True)
+    mask = restore_masks(logits, logits.labels, onto=geometry, mask_interpolation=interpolation).mask("liver")
+    expected = np.arange(60) * 0.6 > 7.0
+    np.testing.assert_array_equal(mask[:45, 30, 30], expected[:45])
+    np.testing.assert_array_equal(mask[30, 30, :45], expected[:45])
+
+
+def test_the_threshold_is_the_labels_own(tiny_model: Model) -> None:
+    geometry = GRIDS["RAS"]
+    logits = sphere_logits(tiny_model, geometry, 2, 24.0)
+    # A logit of ln(0.9 / 0.1) = 2.2 lies 2.2 mm below the surface.
+    strict = (logits.labels[0].model_copy(update={"threshold": 0.9}),)
+    masks = restore_masks(replace(logits, labels=strict), strict, onto=geometry, mask_interpolation=LINEAR)
+    assert dice(masks.mask("liver"), distance_mm(geometry) < 24.0 - 2.2) > 0.95
+    assert masks.mask("liver").sum() < 0.85 * (distance_mm(geometry) < 24.0).sum()
+
+
+@pytest.mark.parametrize("geometry", GRIDS.values(), ids=GRIDS.keys())
+def test_lesion_probability_lies_in_the_masks_box(tiny_model: Model, geometry: Geometry) -> None:
+    volume, truth = phantom(geometry)
+    masks = segment(volume, tiny_model)
+
+    assert set(masks.lesion_probability) == {"liver_tumor"}
+    lesion = masks.lesion_probability["liver_tumor"]
+    mask = masks.mask("liver_tumor")
+    assert lesion.probability.dtype == np.uint8
+    assert lesion.probability.shape == mask[lesion.box].shape
+    assert mask[lesion.box].sum() == mask.sum()  # the box holds the mask
+    for axis in range(3):  # and is tight
+        assert mask[lesion.box].any(axis=tuple({0, 1, 2} - {axis})).all()
+    inside = lesion.probability[mask[lesion.box]]
+    outside = lesion.probability[~mask[lesion.box]]
+    assert inside.min() > 50
+    assert inside.mean() > 190 > 90 > outside.mean()
+    assert lesion.probability[truth["liver_tumor"][lesion.box]].max() > 250
+
+
+def test_a_subset_gives_the_same_masks_and_hides_the_hosts(tiny_model: Model) -> None:
+    volume, _ = phantom(GRIDS["LPS"])
+    everything = segment(volume, tiny_model)
+    alone = segment(volume, tiny_model, ["liver_tumor"])
+    assert [label.name for label in alone.labels] == ["liver_tumor"]
+    np.testing.assert_array_equal(alone.mask("liver_tumor"), everything.mask("liver_tumor"))
+    assert set(np.unique(alone.packed)) == {0, 1}
+    with pytest.raises(KeyError):
+        alone.mask("liver")
+
+
+def test_a_tumour_without_its_host_is_removed(tiny_model: Model) -> None:
+    geometry = GRIDS["RAS"]
+    hu = np.full(geometry.shape, -100, np.int16)
+    hu[distance_mm(geometry, (-12.0, 0.0, 0.0)) < 12] = 90  # the liver
+    hu[distance_mm(geometry, (30.0, 0.0, 0.0)) < 9] = 180  # of the tumour's HU, and also of the liver's
+    masks = segment(Volume(hu, geometry, SourceFormat.NIFTI, "0" * 64), tiny_model)
+    assert masks.mask("liver").any()
+    assert not masks.mask("liver_tumor").any()
+    assert masks.lesion_probability == {}
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 50, 50), (50, 50, 3), (50, 1, 50), (2, 2, 2)])
+def test_tiny_scans_keep_their_shape(tiny_model: Model, shape: tuple[int, int, int]) -> None:
+    geometry = Geometry(shape, np.diag([-0.9, -0.9, 3.0, 1.0]))
+    volume = Volume(np.full(shape, 900, np.int16), geometry, SourceFormat.NIFTI, "0" * 64)
+    masks = segment(volume, tiny_model)
+    assert masks.packed.shape == shape
+    assert masks.geometry == geometry
+
+
+def test_a_scan_of_air_has_empty_masks(tiny_model: Model) -> None:
+    geometry = Geometry((20, 30, 40), np.diag([2.0, 2.0, 2.0, 1.0]))
+    air = Volume(np.full(geometry.shape, -1000, np.int16), geometry, SourceFormat.NIFTI, "0" * 64)
+    masks = segment(air, tiny_model)
+    assert not masks.packed.any()
+
+
+def test_equal_input_gives_an_equal_hash_and_other_masks_another(tiny_model: Model) -> None:
+    volume, _ = phantom(GRIDS["oblique"])
+    masks = segment(volume, tiny_model)
+    again = segment(volume, tiny_model)
+    assert masks.sha256 == again.sha256
+
+    one_bit = masks.packed.copy()
+    one_bit[0, 0, 0] ^= 1
+    moved = Geometry(volume.geometry.shape, volume.geometry.affine + np.eye(4)[:, [3, 0, 1, 2]] * 1e-3)
+    others = [
+        replace(masks, packed=one_bit),
+        replace(masks, labels=masks.labels[:3]),
+        replace(masks, geometry=moved),
+        replace(masks, packed=np.asfortranarray(one_bit)),
+    ]
+    digests = [other.sha256 for other in others]
+    assert masks.sha256 not in digests
+    assert digests[0] == digests[3]  # memory order is not content
+
+
+def test_progress_is_told_after_each_label(tiny_model: Model) -> None:
+    logits = sphere_logits(tiny_model, GRIDS["RAS"], 2, 24.0)
+    two = replace(logits, values=np.repeat(logits.values, 2, axis=0), labels=tiny_model.bundle.manifest.labels[:2])
+    told: list[tuple[Stage, float]] = []
+    restore_masks(two, two.labels, onto=GRIDS["RAS"], mask_interpolation=LINEAR, progress=lambda *at: told.append(at))
+    assert told == [(Stage.POSTPROCESSING, fraction) for fraction in (0.0, 0.5, 1.0)]

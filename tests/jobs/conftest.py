@@ -1,0 +1,86 @@
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.jobs.store import JobStore
+from service.settings import Settings
+from tests.support import fake_segmenter
+from tests.support.jobs import REPOSITORY, JobSystem
+
+POSTGRES_URL = "postgresql://postgres@127.0.0.1:5432/test"
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+    """Settings of a service in a temporary folder that notices everything within a second or two."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+    def make(**changes: Any) -> Settings:
+        values = {
+            "data_dir": tmp_path / "data",
+            "segmenter": fake_segmenter.SPEC,
+            "lease_seconds": 6.0,
+            "sweep_seconds": 0.2,
+            "shutdown_grace_seconds": 5.0,
+            "log_level": "info",
+        }
+        return Settings(**(values | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_system(make_settings: Callable[..., Settings]) -> Iterator[Callable[..., JobSystem]]:
+    """Opens job systems over the same folder, and stops all their processes."""
+    opened: list[JobSystem] = []
+
+    def make(**changes: Any) -> JobSystem:
+        opened.append(JobSystem(make_settings(**changes)))
+        return opened[-1]
+
+    yield make
+    for system in opened:
+        system.close()
+
+
+@pytest.fixture
+def system(make_system: Callable[..., JobSystem]) -> JobSystem:
+    return make_system()
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL schema of our own, dropped afterwards."""
+    psycopg = pytest.importorskip("psycopg", reason="no psycopg; install it: pip install 'viscera[postgres]'")
+    try:
+        server = psycopg.connect(POSTGRES_URL, connect_timeout=2, autocommit=True)
+    except psycopg.OperationalError:
+        pytest.skip(
+            "no PostgreSQL at 127.0.0.1:5432; start one: docker run --rm -p 5432:5432 "
+            "-e POSTGRES_HOST_AUTH_METHOD=trust -e POSTGRES_DB=test postgres:16"
+        )
+    schema = f"viscera_{uuid.uuid4().hex}"
+    with server:
+        server.execute(f"CREATE SCHEMA {schema}")
+        try:
+            yield f"{POSTGRES_URL}?options=-csearch_path%3D{schema}"
+        finally:
+            server.execute(f"DROP SCHEMA {schema} CASCADE")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Each database in turn."""
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres_url"))
+    return f"sqlite:///{tmp_path / 'new' / 'jobs.sqlite3'}"
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[JobStore]:
+    with closing(JobStore(database_url)) as opened:
+        yield opened

@@ -1,0 +1,287 @@
+"""One job in this process: what is written, what is left, and what a worker that lost its lease must not do."""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import structlog
+
+from service.errors import StorageUnavailable
+from service.jobs.job import Job, JobStatus, Notice, WorkerState
+from service.jobs.store import JobStore
+from service.progress import Progress, Stage
+from service.request import SegmentationRequest
+from service.storage import LocalStorage
+from service.tasks import WorkContext, install_context, run_job, segment_job
+from tests.support.fake_segmenter import NOTICE, FakeSegmenter
+from tests.support.jobs import JobSystem, submit
+
+
+@pytest.fixture
+def context(system: JobSystem) -> WorkContext:
+    return WorkContext(
+        store=system.store,
+        storage=system.storage,
+        segmenter=FakeSegmenter(system.settings.data_dir / "journal.txt"),
+        owner="ann",
+        lease_seconds=30.0,
+    )
+
+
+@pytest.fixture
+def events() -> Iterator[list[structlog.typing.EventDict]]:
+    with structlog.testing.capture_logs() as captured:
+        yield captured
+
+
+class Scripted:
+    """A segmenter that does what a test says in the middle of the work."""
+
+    def __init__(self, act: Callable[[Progress], None]) -> None:
+        self.act = act
+
+    def warm_up(self) -> None: ...
+
+    def segment(
+        self, upload: Path, out_dir: Path, model: str, request: SegmentationRequest, progress: Progress
+    ) -> Sequence[Notice]:
+        (out_dir / "findings.json").write_text("{}")
+        self.act(progress)
+        return []
+
+
+def run(context: WorkContext, act: Callable[[Progress], None]) -> Job:
+    job_id = submit(context.store, context.storage).id
+    run_job(replace(context, segmenter=Scripted(act)), job_id)
+    return context.store.get(job_id)
+
+
+def expire(store: JobStore) -> None:
+    store.requeue_expired(datetime.now(UTC) + timedelta(hours=1), max_attempts=3)
+
+
+def test_job_succeeds_with_its_result_and_notices_and_without_its_upload(
+    context: WorkContext, system: JobSystem
+) -> None:
+    job_id = submit(context.store, context.storage).id
+    run_job(context, job_id)
+    job = context.store.get(job_id)
+    assert (job.status, job.attempts, job.notices) == (JobStatus.SUCCEEDED, 1, (NOTICE,))
+    assert system.files() == [f"results/{job_id}/half.nii.gz", f"results/{job_id}/masks/liver.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "words"),
+    [
+        ("bad-input", "too-few-slices", "at least 10 are needed"),
+        ("broken", "internal", "Tell the operator"),
+        ("disk-full", "storage-unavailable", "disk of the server is full"),
+    ],
+)
+def test_job_fails_with_the_reason_and_leaves_nothing(
+    context: WorkContext, system: JobSystem, model: str, code: str, words: str
+) -> None:
+    job_id = submit(context.store, context.storage, model).id
+    run_job(context, job_id)
+    job = context.store.get(job_id)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert (job.error.code, words in job.error.detail) == (code, True)
+    assert "secret" not in job.error.detail
+    assert "Doe" not in job.error.detail
+    assert system.files() == []
+
+
+def test_crash_is_logged_with_its_place_and_without_its_words(
+    context: WorkContext, events: list[structlog.typing.EventDict]
+) -> None:
+    job_id = submit(context.store, context.storage, "broken").id
+    run_job(context, job_id)
+    [crash] = [event for event in events if event["event"] == "job.crashed"]
+    assert crash["error"] == "ZeroDivisionError"
+    assert "fake_segmenter.py" in crash["traceback"]
+    assert "Doe^Jane" not in str([event for event in events if event["log_level"] != "debug"]).replace(
+        'raise ZeroDivisionError("patient Doe^Jane")', ""
+    )
+    assert [event["code"] for event in events if event["event"] == "job.failed"] == ["internal"]
+
+
+def test_temporary_files_vanish_with_the_attempt(context: WorkContext, system: JobSystem) -> None:
+    before = tempfile.gettempdir()
+    inside = []
+
+    def work(_: Progress) -> None:
+        inside.append(tempfile.mkdtemp())
+        (Path(inside[0]) / "left").touch()
+
+    job = run(context, work)
+    assert inside[0].startswith(f"{system.settings.data_dir}/scratch/{job.id}/1/tmp/")
+    assert system.files() == [f"results/{job.id}/findings.json"]
+    assert tempfile.gettempdir() == before
+
+
+def test_job_without_its_upload_fails(context: WorkContext) -> None:
+    job_id = submit(context.store, context.storage).id
+    context.storage.delete_upload(job_id)
+    run_job(context, job_id)
+    error = context.store.get(job_id).error
+    assert error is not None
+    assert error.code == "storage-unavailable"
+
+
+def test_message_that_comes_twice_runs_once(context: WorkContext, system: JobSystem) -> None:
+    job_id = submit(context.store, context.storage).id
+    install_context(context)
+    segment_job(job_id)
+    done = context.store.get(job_id)
+    segment_job(job_id)
+    assert len(system.starts(job_id)) == 1
+    assert context.store.get(job_id) == done
+
+
+def test_message_about_a_canceled_or_unknown_job_does_nothing(context: WorkContext, system: JobSystem) -> None:
+    job_id = submit(context.store, context.storage).id
+    context.store.cancel(job_id)
+    run_job(context, job_id)
+    run_job(context, "nobody")
+    assert system.starts(job_id) == []
+    assert context.store.get(job_id).status is JobStatus.CANCELED
+
+
+def test_progress_is_shown_and_throttled(context: WorkContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    renewals: list[tuple[str | None, float]] = []
+    renew = JobStore.renew
+
+    def counted(self: JobStore, *args: object, stage: str | None, percent: float, lease_seconds: float) -> object:
+        renewals.append((stage, percent))
+        return renew(self, *args, stage=stage, percent=percent, lease_seconds=lease_seconds)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(JobStore, "renew", counted)
+
+    def work(progress: Progress) -> None:
+        begin = time.monotonic()
+        while time.monotonic() - begin < 0.6:
+            progress(Stage.INFERENCE, 0.5)
+        progress(Stage.WRITING, 1.0)
+
+    run(context, work)
+    # At the start, every 0.25 s, at the change of stage, and before the result is published.
+    assert renewals == [("inference", 40.0)] * 3 + [("writing", 100.0)] * 2
+
+
+def test_running_job_stops_when_it_is_canceled(context: WorkContext, system: JobSystem) -> None:
+    def work(progress: Progress) -> None:
+        [job] = context.store.list()
+        context.store.cancel(job.id)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            progress(Stage.INFERENCE, 0.5)
+        pytest.fail("was not stopped")
+
+    job = run(context, work)
+    assert (job.status, job.error) == (JobStatus.CANCELED, None)
+    assert system.files() == []
+
+
+def test_cancel_just_before_the_end_still_counts(context: WorkContext, system: JobSystem) -> None:
+    job = run(context, lambda _: (context.store.cancel(context.store.list()[0].id), None)[1])
+    assert job.status is JobStatus.CANCELED
+    assert system.files() == []
+
+
+def test_worker_that_lost_its_lease_publishes_nothing_and_leaves_the_upload(
+    context: WorkContext, system: JobSystem
+) -> None:
+    job = run(context, lambda _: expire(context.store))
+    assert (job.status, job.attempts) == (JobStatus.QUEUED, 1)
+    assert system.files() == [f"uploads/{job.id}/00000.nii.gz"]
+
+
+def test_worker_that_lost_its_lease_is_stopped_by_its_next_progress(context: WorkContext) -> None:
+    went_on = []
+
+    def work(progress: Progress) -> None:
+        expire(context.store)
+        progress(Stage.READING, 0.5)
+        went_on.append(True)
+
+    assert run(context, work).status is JobStatus.QUEUED
+    assert not went_on
+
+
+@pytest.mark.parametrize("failure", [None, ValueError("late")])
+def test_zombie_does_not_touch_what_its_successor_did(
+    context: WorkContext, system: JobSystem, failure: Exception | None
+) -> None:
+    successor = replace(context, owner="bob")
+
+    def work(_: Progress) -> None:
+        [job] = context.store.list()
+        expire(context.store)
+        run_job(successor, job.id)
+        if failure is not None:
+            raise failure
+
+    job = run(context, work)
+    assert (job.status, job.attempts, job.notices) == (JobStatus.SUCCEEDED, 2, (NOTICE,))
+    assert system.files() == [f"results/{job.id}/half.nii.gz", f"results/{job.id}/masks/liver.nii.gz"]
+
+
+def test_lease_is_renewed_while_the_work_says_nothing(context: WorkContext) -> None:
+    impatient = replace(context, lease_seconds=0.3)
+    job = run(impatient, lambda _: time.sleep(0.8) or _sweep(context.store))
+    assert (job.status, job.attempts) == (JobStatus.SUCCEEDED, 1)
+
+
+def _sweep(store: JobStore) -> None:
+    assert store.requeue_expired(datetime.now(UTC), 3).requeued == ()
+
+
+def test_database_that_is_away_for_a_moment_costs_nothing(
+    context: WorkContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim, progress, confirmation and the end each meet it once."""
+    away: set[str] = set()
+    for name in ("claim", "renew", "succeed"):
+        monkeypatch.setattr(JobStore, name, _away_once(getattr(JobStore, name), name, away))
+    job = run(context, lambda progress: progress(Stage.READING, 0.5))
+    assert away == {"claim", "renew", "succeed"}
+    assert (job.status, job.attempts) == (JobStatus.SUCCEEDED, 1)
+
+
+def _away_once(method: Callable[..., object], name: str, away: set[str]) -> Callable[..., object]:
+    def call(*args: object, **kwargs: object) -> object:
+        if name not in away:
+            away.add(name)
+            raise StorageUnavailable("away")
+        return method(*args, **kwargs)
+
+    return call
+
+
+def test_disk_that_fails_in_the_clean_up_does_not_fail_the_job(
+    context: WorkContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageUnavailable("read-only")
+
+    monkeypatch.setattr(LocalStorage, "delete_upload", fail)
+    assert run(context, lambda _: None).status is JobStatus.SUCCEEDED
+
+
+def test_worker_says_what_state_it_is_in(system: JobSystem) -> None:
+    worker = system.start_worker()
+    with contextlib.closing(system.store):
+        deadline = time.monotonic() + 10
+        while not any(report.state is WorkerState.READY for report in system.store.workers()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert worker.alive
+        worker.stop()
+        assert not worker.alive
+        assert system.store.workers() == []

@@ -1,0 +1,125 @@
+"""The API over a real job table and storage in a temporary folder, with a queue that only takes notes."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from service.jobs.job import JobError
+from service.jobs.store import JobStore
+from service.main import create_app
+from service.settings import Settings
+from service.storage import LocalStorage
+from tests.support.findings import example_findings
+from tests.support.live import live_server
+
+OWNER = "test-worker"
+
+
+def write_model(folder: Path, name: str = "viscera-compact", version: str = "1.0.0") -> Path:
+    """A bundle folder with the part of the manifest that the API reads; it cannot be run."""
+    bundle = folder / f"{name}-{version}"
+    bundle.mkdir(parents=True)
+    labels = [
+        {"index": 1, "name": "liver", "display_name": "Liver", "kind": "organ", "hosts": [], "color": [180, 90, 60]},
+        {
+            "index": 2,
+            "name": "liver_tumor",
+            "display_name": "Liver tumor",
+            "kind": "tumor",
+            "hosts": ["liver"],
+            "color": [230, 200, 40],
+        },
+    ]
+    manifest = {
+        "schema_version": 1,
+        "name": name,
+        "version": version,
+        "description": "Two labels.",
+        "intended_use": "Tests.",
+        "licence": "Apache-2.0",
+        "labels": labels,
+        "preprocessing": {"spacing_mm": [2.0, 2.0, 2.0]},
+    }
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return bundle
+
+
+@dataclass
+class Api:
+    """A started application and the things behind it."""
+
+    app: FastAPI
+    client: httpx.Client
+    store: JobStore
+    storage: LocalStorage
+    settings: Settings
+    dispatched: list[str] = field(default_factory=list)
+
+    def submit(self, content: bytes = b"scan", name: str = "ct.nii.gz", **fields: str) -> dict[str, Any]:
+        """A queued job for a small upload."""
+        response = self.client.post("/v1/jobs", files={"files": (name, content)}, data=fields)
+        assert response.status_code == 202, response.text
+        job: dict[str, Any] = response.json()
+        return job
+
+    def succeed(self, job_id: str) -> None:
+        """End a queued job as a worker would, with findings, one mask and a picture."""
+        job = self.store.claim(job_id, OWNER, 30.0)
+        assert job is not None
+        folder = self.storage.begin_result(job_id, job.attempts)
+        contents = {
+            "findings.json": (json.dumps(example_findings()).encode(), "application/json"),
+            "overview.png": (b"\x89PNG\r\n\x1a\n", "image/png"),
+            "masks/liver.nii.gz": (b"0123456789", "application/gzip"),
+        }
+        listing = []
+        for name, (content, media_type) in contents.items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            digest = sha256(content).hexdigest()
+            listing.append({"name": name, "media_type": media_type, "bytes": len(content), "sha256": digest})
+        (folder / "artifacts.json").write_text(json.dumps(listing))
+        self.storage.publish_result(job_id, job.attempts)
+        assert self.store.succeed(job_id, OWNER, [{"code": "anisotropic", "message": "Thick slices."}])
+
+    def fail(self, job_id: str) -> None:
+        """End a queued job as a worker would that found no CT in it."""
+        assert self.store.claim(job_id, OWNER, 30.0) is not None
+        error = JobError("not-hu", "The intensities are not in Hounsfield units", "The values span 0 to 1; send HU.")
+        assert self.store.fail(job_id, OWNER, error)
+
+    def stored_files(self) -> list[Path]:
+        """Every file and folder below the storage's folders, the job table aside."""
+        folders = ("uploads", "results", "scratch")
+        return [path for name in folders for path in (self.settings.data_dir / name).rglob("*")]
+
+
+@contextmanager
+def running_api(folder: Path, **settings: Any) -> Iterator[Api]:
+    """The API behind a real socket of this process, over files below `folder`."""
+    models = folder / "models"
+    if not models.exists():
+        write_model(models)
+    chosen = Settings(data_dir=folder / "data", bundles_dir=[models], **settings)
+    store = JobStore(chosen.database_url)
+    storage = LocalStorage(chosen.data_dir)
+    dispatched: list[str] = []
+
+    def dispatch(job_id: str) -> bool:
+        dispatched.append(job_id)
+        return True
+
+    app = create_app(chosen, store, storage, dispatch)
+    try:
+        with live_server(app) as url, httpx.Client(base_url=url, timeout=20.0) as client:
+            yield Api(app, client, store, storage, chosen, dispatched)
+    finally:
+        store.close()

@@ -1,0 +1,91 @@
+"""Checkpoints: the network, how to feed it, and where it came from; read without running any pickled code."""
+
+import hashlib
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.config import ModelConfig
+from training.networks.universal import UniversalModel
+from training.text import TextProvenance
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """The file is not a checkpoint of this package."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model in eval mode. `training` is JSON-ready provenance; `sha256` is of the file."""
+
+    model: UniversalModel
+    config: ModelConfig
+    label_names: tuple[str, ...]
+    text: TextProvenance
+    training: dict[str, Any]
+    sha256: str
+
+
+def save_checkpoint(
+    path: Path,
+    model: UniversalModel,
+    *,
+    label_names: tuple[str, ...],
+    text: TextProvenance,
+    training: dict[str, Any],
+    resume: dict[str, Any] | None = None,
+) -> None:
+    """Writes one checkpoint atomically. `resume` holds optimiser, scheduler and step, when training may go on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    content = {
+        "format": FORMAT,
+        "config": model.config.model_dump(mode="json"),
+        "state_dict": model.state_dict(),
+        "label_names": list(label_names),
+        "text": asdict(text),
+        "training": training,
+        "resume": resume,
+    }
+    with part.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """The raw content of a checkpoint of ours. Raises CheckpointError."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a broken file
+        raise CheckpointError(f"{path.name} cannot be read: {type(error).__name__}.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path.name} is not a viscera checkpoint of format {FORMAT}.")
+    return content
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The model of a checkpoint, ready for evaluation or export. Raises CheckpointError."""
+    content = read_content(path)
+    state = content["state_dict"]
+    config = ModelConfig.model_validate(content["config"])
+    model = UniversalModel(config, state["text_embedding"])
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path.name} does not fit its own configuration: {error}") from error
+    model.eval()
+    return Checkpoint(
+        model=model,
+        config=config,
+        label_names=tuple(content["label_names"]),
+        text=TextProvenance(**content["text"]),
+        training=content["training"],
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )

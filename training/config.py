@@ -1,0 +1,24 @@
+"""What a checkpoint must say about itself so that another program can feed it correctly."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ModelConfig(BaseModel):
+    """How to build the network and how its input is prepared. Kept in the checkpoint, copied into the bundle.
+
+    `spacing_mm` is per axis of the RAS grid; HU are clipped to `intensity_range_hu` and mapped linearly to
+    `output_range`.
+    `roi_size` is the sliding window in voxels, each a multiple of `size_multiple`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str = "compact"
+    channels: tuple[int, ...] = (32, 64, 96, 160)
+    spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
+    intensity_range_hu: tuple[float, float] = (-1000.0, 1000.0)
+    output_range: tuple[float, float] = (-1.0, 1.0)
+    interpolation: str = "linear_antialias"
+    foreground_above_hu: float | None = -300.0
+    roi_size: tuple[int, int, int] = (96, 96, 96)
+    overlap: float = 0.5

@@ -1,0 +1,50 @@
+"""Masked Dice + binary cross-entropy: each label learns only from the cases in which it was annotated.
+
+Paper section 3.3. Unlike the released code, labels weigh alike however many of them a case has, the Dice of a label is
+taken over the batch's supervised voxels as one set, and a label with no voxel in the batch is left to cross-entropy
+(an empty Dice has no useful gradient).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SMOOTH = 1.0  # voxels, in numerator and denominator: a perfect prediction scores exactly 1
+
+
+@dataclass(frozen=True)
+class MaskedLoss:
+    """Scalars; `total` = dice + cross_entropy."""
+
+    total: Tensor
+    dice: Tensor
+    cross_entropy: Tensor
+
+
+def masked_dice_bce(logits: Tensor, target: Tensor, supervised: Tensor) -> MaskedLoss:
+    """Loss of logits (B,C,*grid) against occupancies in 0..1 of the same shape; `supervised` is bool (B,C).
+
+    A pair that is not supervised contributes neither value nor gradient. With no supervised pair at all the loss is 0.
+    """
+    weight = supervised.to(logits.dtype)
+    grid = tuple(range(2, logits.ndim))
+    cross_entropy_BC = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=grid)
+    cross_entropy = _mean_over_labels((cross_entropy_BC * weight).sum(0), weight.sum(0))
+
+    probability = torch.sigmoid(logits)
+    overlap = ((probability * target).sum(dim=grid) * weight).sum(0)
+    predicted = (probability.sum(dim=grid) * weight).sum(0)
+    present = (target.sum(dim=grid) * weight).sum(0)
+    dice_C = 1.0 - (2.0 * overlap + SMOOTH) / (predicted + present + SMOOTH)
+    has_voxels = (present > 0).to(logits.dtype)
+    dice = _mean_over_labels(dice_C * has_voxels, has_voxels)
+    return MaskedLoss(dice + cross_entropy, dice, cross_entropy)
+
+
+def _mean_over_labels(total_C: Tensor, count_C: Tensor) -> Tensor:
+    """Mean within each label, then over the labels that have any; 0 when none has."""
+    present = (count_C > 0).to(total_C.dtype)
+    per_label = total_C / count_C.clamp(min=1.0)
+    return (per_label * present).sum() / present.sum().clamp(min=1.0)

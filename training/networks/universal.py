@@ -1,0 +1,102 @@
+"""The CLIP-Driven Universal Model: one backbone, and per-label heads generated from text embeddings.
+
+Liu et al., ICCV 2023 (arXiv 2301.00785), section 3.2. Shapes and constants: the released model. Legend:
+B batch, C labels, D H W a window along the RAS axes x y z, s the backbone's feature stride, V voxels.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.config import ModelConfig
+from training.networks.compact import Compact
+
+TEXT_CHANNELS = 512  # CLIP ViT-B/32 text features
+EMBEDDING_CHANNELS = 256  # both branches meet at this width
+FEATURE_CHANNELS = 8  # voxel features that the generated heads read
+
+# The 153 numbers of one head, in the controller's order: two 8x8 layers, one 8x1 layer, their three biases.
+HEAD_SIZES = (64, 64, 8, 8, 8, 1)
+HEAD_PARAMETERS = sum(HEAD_SIZES)
+
+
+def apply_heads(features: Tensor, params: Tensor) -> Tensor:
+    """Logits (B,C,*grid) of the generated heads on voxel features (B,8,*grid); `params` is (B,C,153).
+
+    Equal to the paper's grouped 1x1x1 convolutions on features repeated C times, without repeating them.
+    """
+    batch, labels, _ = params.shape
+    grid = features.shape[2:]
+    w1, w2, w3, b1, b2, b3 = torch.split(params, list(HEAD_SIZES), dim=-1)
+    flat = features.reshape(batch, FEATURE_CHANNELS, -1)
+    first = w1.reshape(batch, labels * 8, 8)
+    hidden = torch.relu(torch.baddbmm(b1.reshape(batch, labels * 8, 1), first, flat))
+    hidden = hidden.reshape(batch * labels, 8, -1)
+    hidden = torch.relu(torch.baddbmm(b2.reshape(-1, 8, 1), w2.reshape(-1, 8, 8), hidden))
+    logits = torch.baddbmm(b3.reshape(-1, 1, 1), w3.reshape(-1, 1, 8), hidden)
+    return logits.reshape(batch, labels, *grid)
+
+
+class UniversalModel(nn.Module):
+    """Backbone, text branch and controller.
+
+    `text_embedding` is a buffer (C,512), so a checkpoint needs no text encoder. Input windows are normalised as
+    `config` says; logits come at the backbone's feature stride. Raises ValueError for an unknown architecture.
+    """
+
+    text_embedding: Tensor
+
+    def __init__(self, config: ModelConfig, text_embedding: Tensor) -> None:
+        super().__init__()
+        if config.architecture != "compact":
+            raise ValueError(f"Unknown architecture {config.architecture!r}; known: compact.")
+        if text_embedding.ndim != 2 or text_embedding.shape[1] != TEXT_CHANNELS:
+            raise ValueError(f"Text embeddings must be (labels, {TEXT_CHANNELS}), not {tuple(text_embedding.shape)}.")
+        self.config = config
+        self.backbone = Compact(config.channels)
+        self.feature_stride = self.backbone.feature_stride
+        self.register_buffer("text_embedding", text_embedding.float())
+        self.gap = nn.Sequential(
+            nn.GroupNorm(16, self.backbone.bottleneck_channels),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool3d(1),
+            nn.Conv3d(self.backbone.bottleneck_channels, EMBEDDING_CHANNELS, 1),
+        )
+        self.feature_head = nn.Sequential(
+            nn.GroupNorm(16, self.backbone.decoder_channels),
+            nn.ReLU(),
+            nn.Conv3d(self.backbone.decoder_channels, FEATURE_CHANNELS, 1),
+        )
+        self.text_to_vision = nn.Linear(TEXT_CHANNELS, EMBEDDING_CHANNELS)
+        self.controller = nn.Linear(2 * EMBEDDING_CHANNELS, HEAD_PARAMETERS)
+
+    def backbone_outputs(self, window: Tensor) -> tuple[Tensor, Tensor]:
+        """Voxel features (B,8,D/s,H/s,W/s) and pooled features (B,256) of a window (B,1,D,H,W)."""
+        bottleneck, decoded = self.backbone(window)
+        return self.feature_head(decoded), self.gap(bottleneck).flatten(1)
+
+    def image_weight(self) -> Tensor:
+        """The controller's image part W_image (153,256)."""
+        return self.controller.weight[:, :EMBEDDING_CHANNELS]
+
+    def text_rows(self) -> Tensor:
+        """The controller's text part with its bias, one row per label: (C,153)."""
+        text = torch.relu(self.text_to_vision(self.text_embedding))
+        return functional.linear(text, self.controller.weight[:, EMBEDDING_CHANNELS:], self.controller.bias)
+
+    def head_params(self, pooled: Tensor) -> Tensor:
+        """The generated heads (B,C,153); linear in cat(image, text), so the two parts add."""
+        return functional.linear(pooled, self.image_weight())[:, None] + self.text_rows()[None]
+
+    def forward(self, window: Tensor, channels: Tensor | None = None) -> Tensor:
+        """Logits (B,C,D/s,H/s,W/s), or of the given channels only."""
+        features, pooled = self.backbone_outputs(window)
+        params = self.head_params(pooled)
+        if channels is not None:
+            params = params[:, channels]
+        return apply_heads(features, params)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,1 @@
+"""A procedural CT of the trunk with all 32 labels: drawn, not scanned, so every mask and every volume is known."""

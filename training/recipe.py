@@ -1,0 +1,65 @@
+"""Recipes: every number of a training run, in one TOML file that travels with the checkpoint."""
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from training.config import ModelConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """The recipe cannot be found or does not hold what a recipe holds."""
+
+
+class Recipe(BaseModel):
+    """How a run is made from its seed.
+
+    `batch_size` counts windows of `patch`^3 voxels of the model grid. The learning rate rises linearly over
+    `warmup_steps`, then falls as a cosine to zero at `steps`. `ema_decay` is per step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    seed: int
+    steps: int
+    batch_size: int
+    patch: int
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    gradient_clip: float
+    ema_decay: float
+    phantoms: int
+    validation_phantoms: int
+    validation_samples: int
+    validate_every: int
+    save_every: int
+    loader_processes: int
+    model: ModelConfig
+
+    @property
+    def training_seeds(self) -> range:
+        """Seeds of the phantoms that are trained on."""
+        return range(self.phantoms)
+
+    @property
+    def validation_seeds(self) -> range:
+        """Seeds that only validation sees."""
+        return range(900_000, 900_000 + self.validation_phantoms)
+
+
+def read_recipe(name_or_path: str) -> Recipe:
+    """A recipe of this package by name, or any TOML file by path. Raises RecipeError."""
+    named = RECIPES / f"{name_or_path}.toml"
+    path = named if named.is_file() else Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
+        raise RecipeError(f"No recipe {name_or_path!r}; known: {known}; or give the path of a TOML file.")
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (ValidationError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path.name} is not a recipe: {error}") from error

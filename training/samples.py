@@ -1,0 +1,65 @@
+"""The endless, numbered sequence of training samples: sample n is the same in every run, at any number of loaders."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from training.augment import draw_sample
+from training.recipe import Recipe
+from training.store import Case, open_case
+
+Batch = tuple[Tensor, Tensor, Tensor]  # image (B,1,D,H,W) float32, occupancy (B,C,..) uint8 0..8, supervised (B,C) bool
+
+
+class NumberedSamples(Dataset[Batch]):
+    """Item n: one case drawn by n, one random window of it."""
+
+    def __init__(self, store: Path, seeds: range, recipe: Recipe) -> None:
+        self.store, self.seeds, self.recipe = store, seeds, recipe
+        self._cases: dict[int, Case] = {}
+
+    def __getitem__(self, number: int) -> Batch:
+        rng = np.random.default_rng((self.recipe.seed, self.seeds.start, number))
+        seed = int(rng.choice(self.seeds))
+        if seed not in self._cases:
+            self._cases[seed] = open_case(self.store, seed)
+        sample = draw_sample(self._cases[seed], self.recipe.model, self.recipe.patch, rng)
+        return torch.from_numpy(sample.image), torch.from_numpy(sample.occupancy), torch.from_numpy(sample.supervised)
+
+
+class NumbersFrom(Sampler[int]):
+    """Counts from `start` to `stop`: resuming a run goes on with the sample that came next."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.numbers = range(start, stop)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204  # torch's own signature is untyped here
+        """The numbers in order."""
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def training_batches(store: Path, recipe: Recipe, first_step: int) -> DataLoader[Batch]:
+    """Batches from `first_step` to the last step of the recipe."""
+    size = recipe.batch_size
+    return DataLoader(
+        NumberedSamples(store, recipe.training_seeds, recipe),
+        batch_size=size,
+        sampler=NumbersFrom(first_step * size, recipe.steps * size),
+        num_workers=recipe.loader_processes,
+        prefetch_factor=4 if recipe.loader_processes else None,
+    )
+
+
+def validation_batches(store: Path, recipe: Recipe) -> DataLoader[Batch]:
+    """The same validation windows at every call."""
+    return DataLoader(
+        NumberedSamples(store, recipe.validation_seeds, recipe),
+        batch_size=1,
+        sampler=NumbersFrom(0, recipe.validation_samples),
+    )

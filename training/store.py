@@ -1,0 +1,115 @@
+"""A folder of label maps that training crops from: one case, one memory-mapped array of codes.
+
+A voxel's code stands for a pair (tissue, labels); a case has far fewer than 256 of them, so a whole trunk at 2 mm is
+8 MB and a crop touches little disk. HU are rendered anew for every crop: each visit shows another scan of the patient.
+"""
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from training.labels import LABELS
+from training.phantom.anatomy import rasterize, sample_anatomy
+
+CENTERS_PER_LABEL = 256
+
+
+@dataclass(frozen=True)
+class Case:
+    """One label map.
+
+    `codes` uint8 (X,Y,Z), RAS; `tissues` uint8 (K,) and `labels` uint32 (K,) give each code its meaning (bit c is
+    channel c); `centers` int16 (N,3) are voxels to crop around, `center_channel` uint8 (N,) the label of each;
+    `supervised` uint32 says which labels were annotated.
+    """
+
+    codes: NDArray[np.uint8]
+    tissues: NDArray[np.uint8]
+    labels: NDArray[np.uint32]
+    centers: NDArray[np.int16]
+    center_channel: NDArray[np.uint8]
+    supervised: int
+
+
+def trunk_grid(spacing_mm: float) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """Shape and affine of the whole trunk the phantom can fill: 440 x 340 x 700 mm around its origin."""
+    extent = np.array([440.0, 340.0, 700.0])
+    shape = tuple(int(n) for n in np.ceil(extent / spacing_mm))
+    affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+    affine[:3, 3] = -(np.array(shape) - 1) * spacing_mm / 2.0
+    return (shape[0], shape[1], shape[2]), affine
+
+
+def build_phantom_store(folder: Path, seeds: range, spacing_mm: float, processes: int) -> None:
+    """Writes the cases of the given seeds that are not there yet; safe to interrupt and call again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [seed for seed in seeds if not _meta_path(folder, seed).exists()]
+    with ProcessPoolExecutor(processes) as pool:
+        jobs = [pool.submit(_write_phantom, folder, seed, spacing_mm) for seed in missing]
+        for job in track(jobs, description="Phantoms"):
+            job.result()
+
+
+def open_case(folder: Path, seed: int) -> Case:
+    """The case of a seed, its codes mapped from disk. Raises FileNotFoundError."""
+    with np.load(_meta_path(folder, seed)) as meta:
+        return Case(
+            codes=np.load(_codes_path(folder, seed), mmap_mode="r"),
+            tissues=meta["tissues"],
+            labels=meta["labels"],
+            centers=meta["centers"],
+            center_channel=meta["center_channel"],
+            supervised=int(meta["supervised"]),
+        )
+
+
+def _codes_path(folder: Path, seed: int) -> Path:
+    return folder / f"{seed:06d}.codes.npy"
+
+
+def _meta_path(folder: Path, seed: int) -> Path:
+    return folder / f"{seed:06d}.meta.npz"
+
+
+def _write_phantom(folder: Path, seed: int, spacing_mm: float) -> None:
+    shape, affine = trunk_grid(spacing_mm)
+    raster = rasterize(sample_anatomy(seed), shape, affine)
+    pairs = raster.tissue.astype(np.uint64) << np.uint64(32) | raster.labels.astype(np.uint64)
+    unique, codes = np.unique(pairs, return_inverse=True)
+    if len(unique) > 256:
+        raise ValueError(f"Phantom {seed} has {len(unique)} kinds of voxels; a code holds 256.")
+    labels = (unique & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    tissues = (unique >> np.uint64(32)).astype(np.uint8)
+    codes = codes.reshape(shape).astype(np.uint8)
+    centers, center_channel = _draw_centers(codes, labels, np.random.default_rng((seed, 77)))
+    np.save(_codes_path(folder, seed), codes)
+    np.savez(
+        _meta_path(folder, seed),
+        tissues=tissues,
+        labels=labels,
+        centers=centers,
+        center_channel=center_channel,
+        supervised=np.uint32(0xFFFFFFFF),
+        source=json.dumps({"phantom": seed, "spacing_mm": spacing_mm}),
+    )
+
+
+def _draw_centers(
+    codes: NDArray[np.uint8], labels: NDArray[np.uint32], rng: np.random.Generator
+) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    order = np.argsort(codes, axis=None, kind="stable")
+    starts = np.searchsorted(codes.ravel()[order], np.arange(len(labels) + 1))
+    centers, channel_of = [], []
+    for label in LABELS:
+        with_label = np.flatnonzero(labels >> np.uint32(label.channel) & np.uint32(1))
+        voxels = np.concatenate([order[starts[code] : starts[code + 1]] for code in with_label] or [order[:0]])
+        if len(voxels):
+            drawn = rng.choice(voxels, size=min(CENTERS_PER_LABEL, len(voxels)), replace=False)
+            centers.append(np.stack(np.unravel_index(drawn, codes.shape), axis=1).astype(np.int16))
+            channel_of.append(np.full(len(drawn), label.channel, np.uint8))
+    return np.concatenate(centers), np.concatenate(channel_of)

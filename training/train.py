@@ -1,0 +1,179 @@
+"""Training: cases to a checkpoint. `train` reads top to bottom; each step is one batch of windows."""
+
+import math
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
+
+from training.checkpoint import read_content, save_checkpoint
+from training.labels import LABELS
+from training.losses import masked_dice_bce
+from training.networks.universal import UniversalModel
+from training.recipe import Recipe
+from training.samples import training_batches, validation_batches
+from training.store import build_phantom_store
+from training.text import TextProvenance
+
+LABEL_NAMES = tuple(label.name for label in LABELS)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what it makes."""
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint to resume from: raw weights, optimiser, step."""
+        return self.path / "last.pt"
+
+    @property
+    def final(self) -> Path:
+        """The averaged weights, for evaluation and export."""
+        return self.path / "model.pt"
+
+    @property
+    def store(self) -> Path:
+        """The label maps that training crops from."""
+        return self.path / "store"
+
+
+def train(recipe: Recipe, text_embedding: Tensor, text: TextProvenance, run: RunFolder) -> Path:
+    """Runs the recipe from its seed, or from the run's last checkpoint, to `run.final`, and returns that path."""
+    build_phantom_store(run.store, recipe.training_seeds, recipe.model.spacing_mm[0], processes=2)
+    build_phantom_store(run.store, recipe.validation_seeds, recipe.model.spacing_mm[0], processes=2)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(recipe.seed)
+    model = UniversalModel(recipe.model, text_embedding).to(device)
+    ema = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True)
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
+    first_step = _resume(run, model, average, optimizer, schedule)
+    provenance = _provenance(recipe)
+    writer = SummaryWriter(str(run.path / "tensorboard"))
+
+    with _progress_bar() as bar:
+        task = bar.add_task("Training", total=recipe.steps, completed=first_step, loss=math.nan, dice=math.nan)
+        for step, batch in enumerate(training_batches(run.store, recipe, first_step), start=first_step + 1):
+            model.train()
+            image, target, supervised = (part.to(device) for part in batch)
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = model(image)
+            loss = masked_dice_bce(logits.float(), target.float() / 8.0, supervised)
+            optimizer.zero_grad(set_to_none=True)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(model)
+
+            bar.update(task, completed=step, loss=loss.total.item())
+            if step % 10 == 0:
+                writer.add_scalar("loss/dice", loss.dice.item(), step)
+                writer.add_scalar("loss/cross_entropy", loss.cross_entropy.item(), step)
+                writer.add_scalar("learning_rate", schedule.get_last_lr()[0], step)
+            if step % recipe.validate_every == 0 or step == recipe.steps:
+                dice = validate(_averaged(average), run.store, recipe, device)
+                for name, value in dice.items():
+                    writer.add_scalar(f"dice/{name}", value, step)
+                bar.update(task, dice=sum(dice.values()) / max(len(dice), 1))
+            if step % recipe.save_every == 0 or step == recipe.steps:
+                state = {
+                    "step": step,
+                    "average": average.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                }
+                save_checkpoint(run.last, model, label_names=LABEL_NAMES, text=text, training=provenance, resume=state)
+    writer.close()
+    save_checkpoint(run.final, _averaged(average), label_names=LABEL_NAMES, text=text, training=provenance)
+    return run.final
+
+
+def warmup_cosine(step: int, recipe: Recipe) -> float:
+    """Share of the peak learning rate: linear over the warm-up, then a cosine to 0 at the last step."""
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+@torch.no_grad()
+def validate(model: UniversalModel, store: Path, recipe: Recipe, device: torch.device) -> dict[str, float]:
+    """Dice per label over the fixed validation windows, all voxels of a label counted as one set.
+
+    Labels that no window contains are absent from the answer. Occupancy of half a voxel or more counts as foreground.
+    """
+    model.eval()
+    overlap, total, present = (torch.zeros(len(LABELS)) for _ in range(3))
+    for image, occupancy, _ in validation_batches(store, recipe):
+        with torch.autocast(device.type, torch.bfloat16):
+            predicted = (model(image.to(device)) > 0).cpu()
+        truth = occupancy >= 4
+        overlap += (predicted & truth).sum(dim=(0, 2, 3, 4))
+        total += predicted.sum(dim=(0, 2, 3, 4)) + truth.sum(dim=(0, 2, 3, 4))
+        present += truth.sum(dim=(0, 2, 3, 4))
+    dice = 2.0 * overlap / total.clamp(min=1)
+    return {name: float(dice[c]) for c, name in enumerate(LABEL_NAMES) if present[c] > 0}
+
+
+def _averaged(average: AveragedModel) -> UniversalModel:
+    model = average.module
+    assert isinstance(model, UniversalModel)
+    return model
+
+
+def _resume(
+    run: RunFolder,
+    model: UniversalModel,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+) -> int:
+    """The step reached by the run's last checkpoint, all state restored; 0 for a new run."""
+    if not run.last.exists():
+        return 0
+    content = read_content(run.last)
+    model.load_state_dict(content["state_dict"])
+    state = content["resume"]
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return int(state["step"])
+
+
+def _provenance(recipe: Recipe) -> dict[str, Any]:
+    """What the checkpoint says of its making; JSON-ready."""
+    return {
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "steps": recipe.steps,
+        "windows": recipe.steps * recipe.batch_size,
+        "data": (
+            f"procedural phantoms, seeds {recipe.training_seeds.start} to {recipe.training_seeds.stop - 1}, "
+            "rendered anew for every window; no scan of a person"
+        ),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  validation Dice {task.fields[dice]:.3f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
