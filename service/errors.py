@@ -33,8 +33,9 @@
         ├── WorkerLost                worker-lost
         └── InternalError             internal
 
-Each class carries its stable `code` (the last path segment of the RFC 9457 problem `type`), its HTTP status and its title.
-The message names the thing, the value and the remedy, and never holds patient data, a path of the server or a traceback.
+Each class carries its stable `code` (the last path segment of the RFC 9457 problem `type`), its HTTP status and its
+title. The message names the thing, the value and the remedy, and never holds patient data, a path of the server or a
+traceback.
 """
 
 from typing import ClassVar

@@ -6,6 +6,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from service.imaging.limits import ReadLimits
 from service.imaging.study import read_study, read_volume, select_ct_series
 from service.imaging.volume import Volume
 from service.inference.masks import Masks
@@ -27,11 +28,14 @@ def segment_study(
     model: Model,
     request: SegmentationRequest,
     progress: Progress = no_progress,
+    limits: ReadLimits | None = None,
 ) -> Findings:
     """The findings of the CT in `upload`; every artifact lies in `out_dir` when this returns.
 
+    `limits` bound what reading may cost; None: the reader's own bounds.
+
     Raises VisceraError when the upload, a requested label or the engine is refused, and whatever `progress` raises
-    (JobCanceled). What `out_dir` holds then is unfinished and the caller's to remove.
+    (JobCanceled); what `out_dir` holds then is unfinished and the caller's to remove.
     """
     watch = Stopwatch(progress)
     manifest = model.bundle.manifest
@@ -40,7 +44,7 @@ def segment_study(
 
     watch(Stage.READING, 0.0)
     with tempfile.TemporaryDirectory(prefix=".reading-", dir=out_dir) as scratch:
-        study = read_study(upload, Path(scratch))
+        study = read_study(upload, Path(scratch), limits)
         volume = read_volume(select_ct_series(study), partial(watch, Stage.READING))
 
     watch(Stage.PREPROCESSING, 0.0)

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from service.catalog import Catalog, CatalogEntry
+from service.imaging.limits import ReadLimits
 from service.inference.model import Model, load_model
 from service.jobs.job import Notice
 from service.pipeline import segment_study
@@ -26,6 +27,10 @@ class WarmSegmenter:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._limits = ReadLimits(
+            max_expanded_bytes=settings.max_expanded_bytes,
+            max_expansion_ratio=settings.max_expansion_ratio,
+        )
         self._catalog = Catalog.from_settings(settings)
         self._loading = threading.Lock()
         self._loaded: tuple[CatalogEntry, Model] | None = None
@@ -48,7 +53,7 @@ class WarmSegmenter:
             VisceraError: the upload or the bundle was refused; JobCanceled comes through from `progress`.
         """
         opened = self._model(self._catalog.find(model))
-        findings = segment_study(upload, out_dir, opened, request, progress)
+        findings = segment_study(upload, out_dir, opened, request, progress, self._limits)
         return [warning.model_dump(mode="json") for warning in findings.warnings]
 
     def _model(self, entry: CatalogEntry) -> Model:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.torch_version import TorchVersion
 
 from training.config import ModelConfig
 from training.networks.universal import UniversalModel
 from training.text import TextProvenance
 
 FORMAT = 1
+_KEYS = {"config", "state_dict", "label_names", "text", "training", "resume"}
 
 
 class CheckpointError(ValueError):
@@ -62,10 +64,11 @@ def save_checkpoint(
 def read_content(path: Path) -> dict[str, Any]:
     """The raw content of a checkpoint of ours. Raises CheckpointError."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([TorchVersion]):  # a string; `torch.__version__` noted as it is
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a broken file
         raise CheckpointError(f"{path.name} cannot be read: {type(error).__name__}.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= _KEYS:
         raise CheckpointError(f"{path.name} is not a viscera checkpoint of format {FORMAT}.")
     return content
 
@@ -74,11 +77,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """The model of a checkpoint, ready for evaluation or export. Raises CheckpointError."""
     content = read_content(path)
     state = content["state_dict"]
-    config = ModelConfig.model_validate(content["config"])
-    model = UniversalModel(config, state["text_embedding"])
     try:
+        config = ModelConfig.model_validate(content["config"])
+        model = UniversalModel(config, state["text_embedding"])
         model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path.name} does not fit its own configuration: {error}") from error
     model.eval()
     return Checkpoint(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from training.augment import draw_sample
 from training.recipe import Recipe
@@ -30,27 +30,13 @@ class NumberedSamples(Dataset[Batch]):
         return torch.from_numpy(sample.image), torch.from_numpy(sample.occupancy), torch.from_numpy(sample.supervised)
 
 
-class NumbersFrom(Sampler[int]):
-    """Counts from `start` to `stop`: resuming a run goes on with the sample that came next."""
-
-    def __init__(self, start: int, stop: int) -> None:
-        self.numbers = range(start, stop)
-
-    def __iter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204  # torch's own signature is untyped here
-        """The numbers in order."""
-        return iter(self.numbers)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-
 def training_batches(store: Path, recipe: Recipe, first_step: int) -> DataLoader[Batch]:
-    """Batches from `first_step` to the last step of the recipe."""
+    """Batches from `first_step` to the last step: a resumed run goes on with the sample that came next."""
     size = recipe.batch_size
     return DataLoader(
         NumberedSamples(store, recipe.training_seeds, recipe),
         batch_size=size,
-        sampler=NumbersFrom(first_step * size, recipe.steps * size),
+        sampler=range(first_step * size, recipe.steps * size),
         num_workers=recipe.loader_processes,
         prefetch_factor=4 if recipe.loader_processes else None,
     )
@@ -61,5 +47,5 @@ def validation_batches(store: Path, recipe: Recipe) -> DataLoader[Batch]:
     return DataLoader(
         NumberedSamples(store, recipe.validation_seeds, recipe),
         batch_size=1,
-        sampler=NumbersFrom(0, recipe.validation_samples),
+        sampler=range(recipe.validation_samples),
     )

@@ -68,6 +68,37 @@ def open_case(folder: Path, seed: int) -> Case:
         )
 
 
+def encode_case(
+    tissue: NDArray[np.uint8], labels: NDArray[np.uint32], rng: np.random.Generator, *, supervised: int = 0xFFFFFFFF
+) -> Case:
+    """The case of a tissue map and a label map (X,Y,Z). Raises ValueError for more than 256 kinds of voxels."""
+    pairs = tissue.astype(np.uint64) << np.uint64(32) | labels.astype(np.uint64)
+    unique, inverse = np.unique(pairs, return_inverse=True)
+    if len(unique) > 256:
+        raise ValueError(f"The case has {len(unique)} kinds of voxels; a code holds 256.")
+    codes = inverse.reshape(tissue.shape).astype(np.uint8)
+    labels_of_code = (unique & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    centers, center_channel = _draw_centers(codes, labels_of_code, rng)
+    return Case(codes, (unique >> np.uint64(32)).astype(np.uint8), labels_of_code, centers, center_channel, supervised)
+
+
+def write_case(folder: Path, seed: int, case: Case, *, source: dict[str, float]) -> None:
+    """Writes a case under a seed; its meta file comes last and in one step, so a case that has one is complete."""
+    np.save(_codes_path(folder, seed), case.codes)
+    meta = _meta_path(folder, seed)
+    part = meta.with_name(f".{meta.name}")
+    np.savez(
+        part,
+        tissues=case.tissues,
+        labels=case.labels,
+        centers=case.centers,
+        center_channel=case.center_channel,
+        supervised=np.uint32(case.supervised),
+        source=json.dumps(source),
+    )
+    part.replace(meta)
+
+
 def _codes_path(folder: Path, seed: int) -> Path:
     return folder / f"{seed:06d}.codes.npy"
 
@@ -77,26 +108,9 @@ def _meta_path(folder: Path, seed: int) -> Path:
 
 
 def _write_phantom(folder: Path, seed: int, spacing_mm: float) -> None:
-    shape, affine = trunk_grid(spacing_mm)
-    raster = rasterize(sample_anatomy(seed), shape, affine)
-    pairs = raster.tissue.astype(np.uint64) << np.uint64(32) | raster.labels.astype(np.uint64)
-    unique, codes = np.unique(pairs, return_inverse=True)
-    if len(unique) > 256:
-        raise ValueError(f"Phantom {seed} has {len(unique)} kinds of voxels; a code holds 256.")
-    labels = (unique & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-    tissues = (unique >> np.uint64(32)).astype(np.uint8)
-    codes = codes.reshape(shape).astype(np.uint8)
-    centers, center_channel = _draw_centers(codes, labels, np.random.default_rng((seed, 77)))
-    np.save(_codes_path(folder, seed), codes)
-    np.savez(
-        _meta_path(folder, seed),
-        tissues=tissues,
-        labels=labels,
-        centers=centers,
-        center_channel=center_channel,
-        supervised=np.uint32(0xFFFFFFFF),
-        source=json.dumps({"phantom": seed, "spacing_mm": spacing_mm}),
-    )
+    raster = rasterize(sample_anatomy(seed), *trunk_grid(spacing_mm))
+    case = encode_case(raster.tissue, raster.labels, np.random.default_rng((seed, 77)))
+    write_case(folder, seed, case, source={"phantom": seed, "spacing_mm": spacing_mm})
 
 
 def _draw_centers(

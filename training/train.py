@@ -60,9 +60,8 @@ def train(recipe: Recipe, text_embedding: Tensor, text: TextProvenance, run: Run
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
     first_step = _resume(run, model, average, optimizer, schedule)
     provenance = _provenance(recipe)
-    writer = SummaryWriter(str(run.path / "tensorboard"))
 
-    with _progress_bar() as bar:
+    with SummaryWriter(str(run.path / "tensorboard")) as writer, _progress_bar() as bar:
         task = bar.add_task("Training", total=recipe.steps, completed=first_step, loss=math.nan, dice=math.nan)
         for step, batch in enumerate(training_batches(run.store, recipe, first_step), start=first_step + 1):
             model.train()
@@ -95,7 +94,6 @@ def train(recipe: Recipe, text_embedding: Tensor, text: TextProvenance, run: Run
                     "schedule": schedule.state_dict(),
                 }
                 save_checkpoint(run.last, model, label_names=LABEL_NAMES, text=text, training=provenance, resume=state)
-    writer.close()
     save_checkpoint(run.final, _averaged(average), label_names=LABEL_NAMES, text=text, training=provenance)
     return run.final
 
@@ -112,14 +110,16 @@ def warmup_cosine(step: int, recipe: Recipe) -> float:
 def validate(model: UniversalModel, store: Path, recipe: Recipe, device: torch.device) -> dict[str, float]:
     """Dice per label over the fixed validation windows, all voxels of a label counted as one set.
 
-    Labels that no window contains are absent from the answer. Occupancy of half a voxel or more counts as foreground.
+    Labels that no window contains, or that were not annotated, are absent from the answer. Occupancy of half a voxel or
+    more counts as foreground.
     """
     model.eval()
     overlap, total, present = (torch.zeros(len(LABELS)) for _ in range(3))
-    for image, occupancy, _ in validation_batches(store, recipe):
+    for image, occupancy, supervised in validation_batches(store, recipe):
+        annotated = supervised[:, :, None, None, None]
         with torch.autocast(device.type, torch.bfloat16):
-            predicted = (model(image.to(device)) > 0).cpu()
-        truth = occupancy >= 4
+            predicted = (model(image.to(device)) > 0).cpu() & annotated
+        truth = (occupancy >= 4) & annotated
         overlap += (predicted & truth).sum(dim=(0, 2, 3, 4))
         total += predicted.sum(dim=(0, 2, 3, 4)) + truth.sum(dim=(0, 2, 3, 4))
         present += truth.sum(dim=(0, 2, 3, 4))
@@ -163,7 +163,7 @@ def _provenance(recipe: Recipe) -> dict[str, Any]:
             f"procedural phantoms, seeds {recipe.training_seeds.start} to {recipe.training_seeds.stop - 1}, "
             "rendered anew for every window; no scan of a person"
         ),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of torch, made a plain string
         "python": platform.python_version(),
     }
 

@@ -121,6 +121,21 @@ def submit_command(
     return submit(study, url=url, wait=wait or out is not None, out=out, model=model, labels=_split(labels))
 
 
+@app.command("demo")
+@_exits
+def demo_command(
+    study: Annotated[
+        Path, typer.Argument(metavar="PATH", help="NIfTI file, zip, or folder of DICOM files.", exists=True)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    labels: LabelsOption = None,
+) -> int:
+    """Start a service, send one study through it, show and fetch the results, stop it."""
+    from service.cli.demo import demo
+
+    return demo(study, out=out, labels=_split(labels))
+
+
 @app.command("models")
 @_exits
 def models_command(

@@ -133,7 +133,7 @@ def check_decoders() -> Iterator[Check]:
         return
     without = [name for name, uid in TRANSFER_SYNTAXES.items() if not get_decoder(UID(uid)).is_available]
     if without:
-        remedy = "pip install pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle pyjpegls python-gdcm"
+        remedy = "pip install pylibjpeg pylibjpeg-openjpeg pyjpegls python-gdcm"
         yield Check("decoders", Verdict.MISSING, f"none for {', '.join(without)}", remedy)
     else:
         yield Check("decoders", Verdict.OK, ", ".join(TRANSFER_SYNTAXES))

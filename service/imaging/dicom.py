@@ -4,6 +4,7 @@ pydicom is asked for these attributes only, and never for pixels. Values come fr
 well formed and is None otherwise; what must be there is decided where it is used, not here.
 """
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ _TAGS = (
 _BARE_DATASET = re.compile(rb"[\x02\x08]\x00[\x00-\x1f]\x00", re.DOTALL)
 
 _UID = re.compile(r"[0-9.]{1,64}")
+_QUOTING_LOGGERS = ("pydicom", "pylibjpeg", "openjpeg")
 _CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 
 
@@ -98,13 +100,20 @@ def is_uid(text: str) -> bool:
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Silence pydicom's warnings: they quote values of the file, which may be patient data.
+    """Silence the warnings and logs of pydicom and its codecs: they quote values of the file, maybe patient data.
 
-    The filter is the process's, so use this around a thread pool, not inside its threads.
+    Both switches are the process's, so use this around a thread pool, not inside its threads.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    levels = {logger: logger.level for logger in map(logging.getLogger, _QUOTING_LOGGERS)}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def read_dicom_header(path: Path) -> DicomImage:

@@ -14,20 +14,18 @@ from pydicom.pixels.decoders.base import get_decoder
 from scipy import ndimage
 
 from service.errors import DecodeFailed, UploadTooLarge, VisceraError
-from service.imaging.codestream import declared_matrix
+from service.imaging.codestream import declared_size
 from service.imaging.dicom import DicomImage, quiet_pydicom
 from service.imaging.dicom_stack import DicomSeries
 from service.imaging.hounsfield import AIR_HU, ValueRange, accept_hounsfield, input_sha256, to_int16
+from service.imaging.isolation import IsolatedDecoder
 from service.imaging.volume import SourceFormat, Volume
 
-# One decoder per compressed syntax, so that a file gives the same pixels on every machine: the quicker one, and the one
-# that fails cleanly on damaged data. JPEG lossless and baseline are GDCM's alone.
+# One decoder per compressed syntax, so that a file gives the same pixels on every machine: one that fails cleanly on
+# damaged data, then the quicker one. RLE: pylibjpeg is four times as quick, but damaged data make it panic past `except
+# Exception`.
 _PLUGINS = {
-    pydicom.uid.RLELossless: "pylibjpeg",
-    pydicom.uid.JPEGBaseline8Bit: "gdcm",
-    pydicom.uid.JPEGExtended12Bit: "gdcm",
-    pydicom.uid.JPEGLossless: "gdcm",
-    pydicom.uid.JPEGLosslessSV1: "gdcm",
+    pydicom.uid.RLELossless: "pydicom",
     pydicom.uid.JPEGLSLossless: "pyjpegls",
     pydicom.uid.JPEGLSNearLossless: "pyjpegls",
     pydicom.uid.JPEG2000Lossless: "pylibjpeg",
@@ -36,6 +34,14 @@ _PLUGINS = {
     pydicom.uid.HTJ2KLosslessRPCL: "pylibjpeg",
     pydicom.uid.HTJ2K: "pylibjpeg",
 }
+
+# Classic JPEG, lossless and lossy, is GDCM's alone, and GDCM is kept out of this process: see `isolation`.
+_ISOLATED = (
+    pydicom.uid.JPEGBaseline8Bit,
+    pydicom.uid.JPEGExtended12Bit,
+    pydicom.uid.JPEGLossless,
+    pydicom.uid.JPEGLosslessSV1,
+)
 
 # The codecs let other threads run; more than this only multiplies memory.
 _MAX_THREADS = 4
@@ -73,12 +79,12 @@ def _read_planes(series: DicomSeries, planes: NDArray[np.int16], progress: Calla
 
     def read_plane(k: int) -> ValueRange:
         found = ValueRange()
-        planes[k] = _plane_hu(series.images[k], found)
+        planes[k] = _plane_hu(series.images[k], gdcm, found)
         return found
 
     found = ValueRange()
     executor = ThreadPoolExecutor(max_workers=min(_MAX_THREADS, os.cpu_count() or 1))
-    with quiet_pydicom():
+    with quiet_pydicom(), IsolatedDecoder() as gdcm:
         try:
             futures = [executor.submit(read_plane, k) for k in range(len(planes))]
             for done, future in enumerate(as_completed(futures), start=1):
@@ -89,13 +95,13 @@ def _read_planes(series: DicomSeries, planes: NDArray[np.int16], progress: Calla
     return found
 
 
-def _plane_hu(image: DicomImage, found: ValueRange) -> NDArray[np.int16]:
+def _plane_hu(image: DicomImage, gdcm: IsolatedDecoder, found: ValueRange) -> NDArray[np.int16]:
     """One image in HU (rows, columns), padding as air; widens `found` by the exact values.
 
     Raises:
         DecodeFailed: see `read_dicom`.
     """
-    stored = _stored_values(image)
+    stored = read_stored_values(image, gdcm)
     padding = _padding_mask(image, stored)
     values = _rescaled(image, stored)
     found.include(values if padding is None else values[~padding])
@@ -132,7 +138,7 @@ def _padding_mask(image: DicomImage, stored: NDArray[Any]) -> NDArray[np.bool_] 
     return mask if mask.any() else None
 
 
-def _stored_values(image: DicomImage) -> NDArray[Any]:
+def read_stored_values(image: DicomImage, gdcm: IsolatedDecoder) -> NDArray[Any]:
     """The pixels as stored (rows, columns), signed or unsigned.
 
     Raises:
@@ -147,8 +153,11 @@ def _stored_values(image: DicomImage) -> NDArray[Any]:
         ) from error
     try:
         dataset = pydicom.dcmread(image.path, force=True)
-        _check_declared_matrix(image, dataset, syntax)
-        stored, _ = decoder.as_array(dataset, decoding_plugin=_PLUGINS.get(syntax, ""))
+        _check_declared_size(image, dataset, syntax)
+        if syntax in _ISOLATED:
+            stored = gdcm.decode(image.path, syntax)
+        else:
+            stored, _ = decoder.as_array(dataset, decoding_plugin=_PLUGINS.get(syntax, ""))
     except VisceraError:
         raise
     except Exception as error:  # damaged pixel data surface as almost any exception of five decoders
@@ -160,7 +169,7 @@ def _stored_values(image: DicomImage) -> NDArray[Any]:
     return stored
 
 
-def _check_declared_matrix(image: DicomImage, dataset: Dataset, syntax: pydicom.uid.UID) -> None:
+def _check_declared_size(image: DicomImage, dataset: Dataset, syntax: pydicom.uid.UID) -> None:
     """Refuse a codestream that would decode to another size than the header's: it may be a bomb.
 
     Raises:
@@ -169,9 +178,10 @@ def _check_declared_matrix(image: DicomImage, dataset: Dataset, syntax: pydicom.
     """
     if not syntax.is_encapsulated:
         return
-    matrix = declared_matrix(get_frame(dataset.PixelData, 0, number_of_frames=1))
-    if matrix is not None and matrix != (image.rows, image.columns):
+    size = declared_size(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    if size is not None and size != (image.rows, image.columns, 1):
+        rows, columns, samples = size
         raise DecodeFailed(
-            f"A compressed image holds {matrix[0]} x {matrix[1]} pixels, but its header states {image.rows} x"
-            f" {image.columns}. Export the series again."
+            f"A compressed image holds {rows} x {columns} pixels of {samples} samples, but its header states"
+            f" {image.rows} x {image.columns} of 1. Export the series again."
         )

@@ -158,6 +158,10 @@ def stack_geometry(images: Sequence[DicomImage]) -> Geometry:
     """
     row, column, normal = _axes(images[0].orientation)
     row_spacing, column_spacing = images[0].pixel_spacing_mm or (0.0, 0.0)
+    if min(row_spacing, column_spacing) <= 0:
+        raise InvalidGeometry(
+            f"PixelSpacing is {row_spacing:g} x {column_spacing:g}, not positive. Export the series again."
+        )
     positions = np.array([image.position_mm for image in images], dtype=np.float64)  # (K, 3), LPS mm
     step = _even_step(positions, normal)
     lps = np.eye(4)
@@ -178,15 +182,15 @@ def _even_step(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> N
     usual = float(np.median(steps))
     if doubled := int(np.count_nonzero(steps < SAME_POSITION_MM)):
         raise InvalidGeometry(
-            f"{doubled} slices lie at the position of another one. The series holds several phases or"
-            " reconstructions: send one of them."
+            f"{doubled} of {len(positions)} slices lie at the position of another one. The series holds several phases"
+            " or reconstructions: send one of them."
         )
     tolerance = max(POSITION_TOLERANCE_MM, POSITION_TOLERANCE_OF_SPACING * usual)
     if steps.max() > 1.5 * usual:
         missing = int(np.rint(steps / usual - 1).sum())
         raise InvalidGeometry(
-            f"About {missing} slices are missing: neighbours are {usual:.4g} mm apart, but up to {steps.max():.4g} mm."
-            " Send the whole series."
+            f"Slices are missing (about {missing}): neighbours are {usual:.4g} mm apart, but up to {steps.max():.4g}"
+            " mm. Send the whole series."
         )
     if np.abs(steps - usual).max() > tolerance:
         raise InvalidGeometry(

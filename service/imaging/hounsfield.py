@@ -110,7 +110,7 @@ def accept_hounsfield(hu: NDArray[np.int16], found: ValueRange) -> tuple[Notice,
 def _check_range(found: ValueRange) -> None:
     if found.not_finite:
         raise NotHounsfield(
-            f"{found.not_finite} voxels are NaN or infinite. Set them to {AIR_HU} (air) and send the scan again."
+            f"NaN or infinite values, {found.not_finite} in all. Set them to {AIR_HU} (air) and send the scan again."
         )
     low, high = found.minimum, found.maximum
     span = f"The values run from {low:g} to {high:g}"

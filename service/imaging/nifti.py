@@ -117,6 +117,7 @@ def read_nifti(series: NiftiSeries, progress: Callable[[float], None]) -> Volume
         with _open(series.path) as file:
             _skip(file, series.voxel_offset)
             flat = _read_hu(file, series, found, progress)
+            file.read(1)  # at the end of the stream gzip compares its checksum
     except _READ_ERRORS as error:
         raise DecodeFailed(
             "The NIfTI file ends before its last voxel, or its gzip data are damaged. Send it again."

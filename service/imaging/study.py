@@ -93,8 +93,8 @@ def read_study(upload: Path, scratch: Path, limits: ReadLimits | None = None) ->
         return _dicom_study(files, limits)
     if files[FileKind.OTHER]:
         raise UnreadableUpload(
-            f"None of the {len(files[FileKind.OTHER])} files is NIfTI, DICOM or zip, whatever their names say."
-            " Send one .nii or .nii.gz, one zip, or the DICOM files of a CT series."
+            f"None of the uploaded files ({len(files[FileKind.OTHER])}) is NIfTI, DICOM or zip, whatever their names"
+            " say. Send one .nii or .nii.gz, one zip, or the DICOM files of a CT series."
         )
     raise EmptyUpload(
         "The upload holds only files of 0 bytes. Send them again."
@@ -184,7 +184,7 @@ def _nifti_study(files: dict[FileKind, list[Path]], limits: ReadLimits) -> Study
     paths = files[FileKind.NIFTI]
     if files[FileKind.DICOM]:
         raise UnsupportedVolume(
-            f"The upload mixes NIfTI ({len(paths)} files) and DICOM ({len(files[FileKind.DICOM])} files)."
+            f"The upload mixes NIfTI files ({len(paths)}) and DICOM files ({len(files[FileKind.DICOM])})."
             " Send one or the other."
         )
     if len(paths) > 1:

@@ -102,7 +102,8 @@ def host_region(
 
 def _components(mask: Mask) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
     """Components numbered from 1, and their sizes in voxels (component n at position n - 1)."""
-    components = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26)
+    # uint8: on bool arrays cc3d 4.1 fails where isolated voxels lie densely.
+    components = cc3d.connected_components(np.ascontiguousarray(mask).view(np.uint8), connectivity=26)
     sizes = np.bincount(components.ravel(order="K")).astype(np.int64)[1:]
     return components, sizes
 

@@ -17,7 +17,7 @@ _RENEWALS_PER_LEASE = 3
 log = structlog.get_logger(__name__)
 
 
-class LeaseLost(Exception):  # noqa: N818 - a fact, not a fault
+class LeaseLost(Exception):
     """The job is no longer this worker's: it must stop and write nothing."""
 
 

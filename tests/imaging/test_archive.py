@@ -38,7 +38,9 @@ def test_files_keep_their_bytes_and_lose_their_names(tmp_path):
     assert everything_below(tmp_path / "out") == {"000002", "000003"}
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "..\\evil", "C:\\evil", "C:evil", "\\\\host\\evil"])
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../../evil", "/etc/evil", "..\\evil", "C:\\evil", "C:evil", "\\\\host\\evil"]
+)
 def test_names_that_lead_outside_are_refused(tmp_path, name):
     archive = zip_of(tmp_path / "a.zip", {"fine": b"x", name: b"evil"})
     with pytest.raises(UnsafeArchive, match=r"Entry 2 .* outside") as refusal:
@@ -72,7 +74,9 @@ def test_other_compression_methods_are_refused_by_number(tmp_path):
         extract_zip(archive, tmp_path / "out")
 
 
-@pytest.mark.parametrize("entries", [{}, {"folder/": b""}, {"__MACOSX/._a": b"x", ".DS_Store": b"x", "a/._b.dcm": b"x"}])
+@pytest.mark.parametrize(
+    "entries", [{}, {"folder/": b""}, {"__MACOSX/._a": b"x", ".DS_Store": b"x", "a/._b.dcm": b"x"}]
+)
 def test_an_archive_without_files_is_empty(tmp_path, entries):
     with pytest.raises(EmptyUpload, match="holds no files"):
         extract_zip(zip_of(tmp_path / "a.zip", entries), tmp_path / "out")

@@ -78,7 +78,7 @@ def test_padding_does_not_hide_missing_rescale():
 def test_values_that_are_not_finite_are_counted(bad):
     values = noise(50, 30)
     values[3, 3, 3:5] = bad
-    with pytest.raises(NotHounsfield, match=r"2 voxels are NaN or infinite. Set them to -1024"):
+    with pytest.raises(NotHounsfield, match=r"values, 2 in all. Set them to -1024"):
         accepted(values)
 
 

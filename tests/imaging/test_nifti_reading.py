@@ -1,6 +1,7 @@
 """NIfTI: what is read keeps every voxel and the affine; what cannot be read says why."""
 
 import gzip
+import shutil
 import struct
 
 import nibabel as nib
@@ -38,7 +39,9 @@ def rotation(degrees: float) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.dcm"])
 def test_voxels_and_affine_are_kept(tmp_path, name):
-    write_nifti(tmp_path / "whole.nii.gz" if name.endswith("gz") else tmp_path / "whole.nii", HU).rename(tmp_path / name)
+    write_nifti(tmp_path / "whole.nii.gz" if name.endswith("gz") else tmp_path / "whole.nii", HU).rename(
+        tmp_path / name
+    )
     volume = read_upload(tmp_path / name, tmp_path / "scratch")
     np.testing.assert_array_equal(volume.hu, HU)
     assert volume.hu.dtype == np.int16
@@ -143,8 +146,8 @@ def spoilt(tmp_path, *patches: tuple[int, bytes], values=HU):
         ([(SROW, struct.pack("<12f", *(np.eye(3, 4) * 0.002).ravel()))], InvalidGeometry, "millimetres"),
         ([(SROW, struct.pack("<12f", *(np.eye(3, 4) * 1e30).ravel()))], InvalidGeometry, "spacing is 1e"),
         ([(SFORM_CODE, bytes(2)), (QFORM_CODE, bytes(2))], InvalidGeometry, "both 0, so left, right"),
-        ([(SFORM_CODE, bytes(2)), (QUATERN_B, struct.pack("<3f", 5, 5, 5))], InvalidGeometry, "quaternion|NaN"),
-        ([(SFORM_CODE, bytes(2)), (QUATERN_B, struct.pack("<f", np.nan))], InvalidGeometry, "quaternion|NaN"),
+        ([(QFORM_CODE, b"\1\0\0\0"), (QUATERN_B, struct.pack("<3f", 5, 5, 5))], InvalidGeometry, "quaternion|NaN"),
+        ([(QFORM_CODE, b"\1\0\0\0"), (QUATERN_B, struct.pack("<f", np.nan))], InvalidGeometry, "quaternion|NaN"),
         ([(UNITS, b"\x01")], InvalidGeometry, "in metres"),
         ([(UNITS, b"\x03")], InvalidGeometry, "in microns"),
         ([(DIM, struct.pack("<5h", 4, 14, 12, 1, 11))], UnsupportedVolume, "14 x 12 x 1 x 11"),
@@ -169,14 +172,14 @@ def test_a_spoilt_header_is_refused(tmp_path, patches, error, sentence):
 
 
 def test_a_slope_out_of_this_world_is_no_hu(tmp_path):
-    with pytest.raises(NotHounsfield, match="beyond|infinite"):
+    with pytest.raises(NotHounsfield, match=r"beyond|infinite"):
         read_upload(spoilt(tmp_path, (SLOPE, struct.pack("<ff", 3e38, 0))), tmp_path)
 
 
 def test_nan_voxels_are_counted(tmp_path):
     values = HU.astype(np.float32)
     values[2, 2, 2] = np.nan
-    with pytest.raises(NotHounsfield, match="1 voxels are NaN"):
+    with pytest.raises(NotHounsfield, match="NaN or infinite values, 1 in all"):
         read_upload(write_nifti(tmp_path / "a.nii.gz", values), tmp_path)
 
 
@@ -219,9 +222,16 @@ def test_a_truncated_gzip(tmp_path, keep):
     path = write_nifti(tmp_path / "a.nii.gz", HU)
     raw = path.read_bytes()
     path.write_bytes(raw[: int(keep * len(raw)) if isinstance(keep, float) else keep])
-    if keep == -1:  # the voxels are whole, only the checksum is cut
-        return read_upload(path, tmp_path)
-    with pytest.raises((UnreadableUpload, DecodeFailed), match="cut short|ends before its last voxel"):
+    with pytest.raises((UnreadableUpload, DecodeFailed), match=r"cut short|ends before its last voxel"):
+        read_upload(path, tmp_path)
+
+
+def test_a_gzip_with_an_altered_byte(tmp_path):
+    path = write_nifti(tmp_path / "a.nii", HU)
+    raw = bytearray(gzip.compress(path.read_bytes(), compresslevel=0))  # stored, so that only the checksum can tell
+    raw[2000] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DecodeFailed, match="damaged"):
         read_upload(path, tmp_path)
 
 
@@ -251,3 +261,13 @@ def test_several_nifti_files_are_not_chosen_from(tmp_path):
         write_nifti(tmp_path / f"{name}.nii.gz", HU)
     with pytest.raises(UnsupportedVolume, match="2 NIfTI files"):
         read_upload(tmp_path, tmp_path / "scratch")
+
+
+def test_a_nifti_inside_a_zip_among_litter(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_nifti(tmp_path / "in" / "scan.nii.gz", HU)
+    (tmp_path / "in" / "readme.txt").write_text("about")
+    shutil.make_archive(str(tmp_path / "upload"), "zip", tmp_path / "in")
+    volume = read_upload(tmp_path / "upload.zip", tmp_path / "scratch")
+    np.testing.assert_array_equal(volume.hu, HU)
+    assert notice_codes(volume) == ["files-skipped"]

@@ -25,7 +25,7 @@ def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
             "segmenter": fake_segmenter.SPEC,
             "lease_seconds": 6.0,
             "sweep_seconds": 0.2,
-            "shutdown_grace_seconds": 5.0,
+            "shutdown_grace_seconds": 20.0,
             "log_level": "info",
         }
         return Settings(**(values | changes))

@@ -17,7 +17,7 @@ INTERCEPT = -1024
 
 
 def body_hu(shape: tuple[int, int, int] = (32, 28, 12), seed: int = 0) -> NDArray[np.int16]:
-    """A noisy ellipsoid of soft tissue in air, with a bright off-centre mark that shows any flip; int16 HU (i, j, k)."""
+    """A noisy ellipsoid of soft tissue in air, with a bright off-centre mark that shows a flip; int16 HU (i, j, k)."""
     rng = np.random.default_rng(seed)
     centre = (np.array(shape) - 1) / 2
     grid = np.indices(shape).transpose(1, 2, 3, 0)
@@ -29,7 +29,8 @@ def body_hu(shape: tuple[int, int, int] = (32, 28, 12), seed: int = 0) -> NDArra
 
 
 def axial_affine(
-    spacing_mm: tuple[float, float, float] = (1.5, 2.0, 3.0), origin_ras: tuple[float, float, float] = (20.0, 30.0, -50.0)
+    spacing_mm: tuple[float, float, float] = (1.5, 2.0, 3.0),
+    origin_ras: tuple[float, float, float] = (20.0, 30.0, -50.0),
 ) -> NDArray[np.float64]:
     """RAS affine of an ordinary axial series: i towards the patient's left, j to posterior, k to superior."""
     affine = np.diag([-spacing_mm[0], -spacing_mm[1], spacing_mm[2], 1.0])

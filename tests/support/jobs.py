@@ -21,7 +21,7 @@ from tests.support import fake_segmenter
 REPOSITORY = Path(__file__).parents[2]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0, what: str = "the condition") -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0, what: str = "the condition") -> None:
     """Return as soon as the condition holds; fail the test when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -73,7 +73,7 @@ class JobSystem:
         self.queue.dispatch(job_id)
         return job_id
 
-    def wait_for_end(self, job_id: str, seconds: float = 20.0) -> Job:
+    def wait_for_end(self, job_id: str, seconds: float = 60.0) -> Job:
         """The job once it has ended."""
         wait_until(lambda: self.store.get(job_id).status.terminal, seconds, "the job's end")
         return self.store.get(job_id)
@@ -93,10 +93,10 @@ class JobSystem:
         """Every file of the storage, relative to it."""
         root = self.settings.data_dir
         return sorted(
-            str(path.relative_to(root))
-            for folder in ("uploads", "scratch", "results")
-            for path in (root / folder).rglob("*")
-            if path.is_file()
+            str((Path(folder) / name).relative_to(root))
+            for top in ("uploads", "scratch", "results")
+            for folder, _, names in os.walk(root / top)  # unlike rglob it bears a folder that vanishes
+            for name in names
         )
 
     def close(self) -> None:

@@ -1,0 +1,68 @@
+# Every target works in .venv, which it makes. `make help` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SEED   ?= 7
+OUT    ?= demo
+STUDY  ?=
+TEXT_EMBEDDINGS ?=
+SOURCES := pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test test-slow check check-static format openapi bench train-default clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+$(VENV)/.run: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev]'
+	@touch $@ $(VENV)/.run
+
+demo: $(VENV)/.run ## start a service, send it a study (STUDY=path; a phantom otherwise), print what it finds
+	@if [ -z "$(STUDY)" ]; then \
+	  rm -rf $(OUT)/phantom && $(BIN)/viscera-train phantom --dicom --seed $(SEED) --spacing 1 1 3 --out $(OUT)/phantom; fi
+	@$(BIN)/viscera demo "$(if $(STUDY),$(STUDY),$(OUT)/phantom)" --out $(OUT)/result
+
+serve: $(VENV)/.run ## start the service at http://127.0.0.1:8000
+	@$(BIN)/viscera serve
+
+test: $(VENV)/.dev ## run the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev ## run the slow tests: training, whole real scans
+	$(BIN)/python -m pytest -m slow
+
+check-static: $(VENV)/.dev ## format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: check-static test ## everything that CI checks
+
+format: $(VENV)/.dev ## reformat the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+openapi: $(VENV)/.dev ## write openapi.yaml from the app
+	$(BIN)/python -m service.openapi
+
+bench: $(VENV)/.dev ## seconds per window of the default bundle, engines side by side
+	$(BIN)/python benchmarks/window.py
+
+train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file); hours on a CPU
+	$(BIN)/viscera-train train --run runs/default --recipe default_compact \
+	  $(if $(TEXT_EMBEDDINGS),--text-embeddings $(TEXT_EMBEDDINGS))
+	$(BIN)/viscera-export bundle runs/default/model.pt --out runs/bundle --name viscera-compact --version 1.0.0 --force
+	$(BIN)/viscera-train evaluate --bundle runs/bundle/viscera-compact-1.0.0 --scans 20 --out runs/evaluation
+	$(BIN)/viscera-export bundle runs/default/model.pt --out service/bundles --name viscera-compact --version 1.0.0 \
+	  --evaluation runs/evaluation/evaluation.md --force
+
+clean: ## remove what the targets made, but not .venv
+	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache

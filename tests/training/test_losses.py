@@ -1,0 +1,90 @@
+"""The masked loss, worked out by hand on two voxels."""
+
+import math
+
+import pytest
+import torch
+
+from training.losses import masked_dice_bce
+
+TWO_THIRDS = math.log(2.0)  # the logit of probability 2/3
+
+
+def loss_of(logits: list, target: list, supervised: list):
+    """Pairs [b][c] of two voxels each."""
+    logits_BCX = torch.tensor(logits, dtype=torch.float64, requires_grad=True)[..., None, None]
+    target_BCX = torch.tensor(target, dtype=torch.float64)[..., None, None]
+    return masked_dice_bce(logits_BCX, target_BCX, torch.tensor(supervised))
+
+
+def test_two_voxels() -> None:
+    """p = 2/3, 1/3 against 1, 0: overlap 2/3, sums 1 and 1; each voxel costs log 3/2."""
+    loss = loss_of([[[TWO_THIRDS, -TWO_THIRDS]]], [[[1, 0]]], [[True]])
+    assert loss.dice.item() == pytest.approx(1 - (2 * 2 / 3 + 1) / (1 + 1 + 1))
+    assert loss.cross_entropy.item() == pytest.approx(math.log(1.5))
+    assert loss.total.item() == pytest.approx(loss.dice.item() + loss.cross_entropy.item())
+
+
+def test_partly_filled_voxels() -> None:
+    """p = 1/2 everywhere against occupancies 1/4 and 3/4: overlap 1/2; cross-entropy log 2 whatever the target."""
+    loss = loss_of([[[0, 0]]], [[[0.25, 0.75]]], [[True]])
+    assert loss.dice.item() == pytest.approx(1 - (2 * 0.5 + 1) / (1 + 1 + 1))
+    assert loss.cross_entropy.item() == pytest.approx(math.log(2))
+
+
+def test_perfect_prediction_costs_nothing() -> None:
+    loss = loss_of([[[40, -40], [40, 40]]], [[[1, 0], [1, 1]]], [[True, True]])
+    assert loss.total.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_wrong_prediction_costs_nearly_all_of_dice() -> None:
+    loss = loss_of([[[-40, 40]]], [[[1, 0]]], [[True]])
+    assert loss.dice.item() == pytest.approx(1 - 1 / 3)  # the smoothing voxel
+    assert loss.cross_entropy.item() == pytest.approx(40)
+
+
+def test_label_absent_from_the_batch_is_left_to_cross_entropy() -> None:
+    loss = loss_of([[[0, 0]]], [[[0, 0]]], [[True]])
+    assert loss.dice.item() == 0
+    assert loss.cross_entropy.item() == pytest.approx(math.log(2))
+
+
+def test_dice_is_over_the_batch_as_one_set() -> None:
+    """Sample 0 has the label, sample 1 has none of it but p = 1/2 there: its voxels count as predicted."""
+    loss = loss_of([[[40, -40]], [[0, 0]]], [[[1, 0]], [[0, 0]]], [[True], [True]])
+    assert loss.dice.item() == pytest.approx(1 - (2 * 1 + 1) / (1 + 1 + 1 + 1))
+    assert loss.cross_entropy.item() == pytest.approx(math.log(2) / 2)
+
+
+def test_labels_weigh_alike_however_often_supervised() -> None:
+    """Label 0 costs log 2 in both samples, label 1 log 3/2 in one: the mean of the two labels, not of three pairs."""
+    loss = loss_of(
+        [[[0, 0], [-TWO_THIRDS, -TWO_THIRDS]], [[0, 0], [9, 9]]],
+        [[[0, 0], [0, 0]], [[0, 0], [0, 0]]],
+        [[True, True], [True, False]],
+    )
+    assert loss.cross_entropy.item() == pytest.approx((math.log(2) + math.log(1.5)) / 2)
+
+
+def test_unsupervised_pairs_have_no_value_and_no_gradient() -> None:
+    logits = torch.randn((2, 3, 2, 2, 2), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    target = (logits < 0.3).double()
+    supervised = torch.tensor([[True, False, True], [False, False, True]])
+    changed = torch.where(supervised[..., None, None, None], logits, 50.0)
+    values = []
+    for variant in (logits, changed):
+        variant.requires_grad_()
+        loss = masked_dice_bce(variant, target, supervised)
+        loss.total.backward()
+        values.append(loss.total.item())
+        moved = variant.grad.abs().sum(dim=(2, 3, 4)) > 0
+        assert moved.tolist() == supervised.tolist()
+    assert values[0] == values[1]
+
+
+def test_nothing_supervised_is_zero_and_differentiable() -> None:
+    logits = torch.zeros((1, 2, 1, 1, 2), requires_grad=True)
+    loss = masked_dice_bce(logits, torch.ones_like(logits).detach(), torch.zeros((1, 2), dtype=torch.bool))
+    loss.total.backward()
+    assert loss.total.item() == 0
+    assert logits.grad.abs().max() == 0

@@ -1,0 +1,69 @@
+"""The numbered sequence of samples: the same at any number of loaders, and after a pause."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.training import tiny_recipe, write_box_store
+from training.samples import Batch, NumberedSamples, training_batches, validation_batches
+
+RECIPE = tiny_recipe(steps=4)
+FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 on
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    write_box_store(folder, RECIPE)
+    return folder
+
+
+def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+
+
+def test_batches_hold_the_samples_in_order(store: Path) -> None:
+    batches = list(training_batches(store, RECIPE, 0))
+    samples = NumberedSamples(store, RECIPE.training_seeds, RECIPE)
+    for step, (image, occupancy, supervised) in enumerate(batches):
+        assert image.shape == (2, 1, 48, 48, 48)
+        assert occupancy.shape == (2, 32, 24, 24, 24)
+        assert supervised.shape == (2, 32)
+        for row in range(2):
+            assert torch.equal(image[row], samples[2 * step + row][0])
+            assert torch.equal(occupancy[row], samples[2 * step + row][1])
+    assert len(batches) == 4
+
+
+@FORKS
+@pytest.mark.parametrize("processes", [1, 2])
+def test_loader_processes_change_nothing(store: Path, processes: int) -> None:
+    parallel = RECIPE.model_copy(update={"loader_processes": processes})
+    assert_same(list(training_batches(store, parallel, 0)), list(training_batches(store, RECIPE, 0)))
+
+
+def test_a_resumed_run_goes_on_with_the_next_sample(store: Path) -> None:
+    assert_same(list(training_batches(store, RECIPE, 3)), list(training_batches(store, RECIPE, 0))[3:])
+    assert list(training_batches(store, RECIPE, 4)) == []
+
+
+def test_samples_differ_by_number_seed_and_purpose(store: Path) -> None:
+    samples = NumberedSamples(store, RECIPE.training_seeds, RECIPE)
+    other_seed = NumberedSamples(store, RECIPE.training_seeds, tiny_recipe(seed=4))
+    unseen = NumberedSamples(store, RECIPE.validation_seeds, RECIPE)
+    images = [samples[0][0], samples[1][0], other_seed[0][0], unseen[0][0]]
+    assert len({image.numpy().tobytes() for image in images}) == 4
+
+
+def test_validation_windows_are_always_the_same(store: Path) -> None:
+    batches = list(validation_batches(store, RECIPE))
+    assert len(batches) == RECIPE.validation_samples == 2
+    assert_same(list(validation_batches(store, RECIPE)), batches)
+
+
+def test_validation_patients_are_not_trained_on() -> None:
+    assert not set(RECIPE.training_seeds) & set(RECIPE.validation_seeds)
+    assert tiny_recipe(phantoms=120, validation_phantoms=12).validation_seeds == range(900_000, 900_012)

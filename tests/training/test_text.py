@@ -1,0 +1,149 @@
+"""Text embeddings from their two layouts, and what is refused."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.support.reading import SHARED_DATA
+from training.labels import BY_NAME
+from training.text import (
+    PUBLISHED_ENCODER,
+    PUBLISHED_TEMPLATE,
+    TextEmbeddingError,
+    embedding_sha256,
+    random_text_embedding,
+    read_text_embedding,
+)
+
+PUBLISHED = SHARED_DATA / "clip_text_embeddings" / "txt_encoding.pth"
+
+
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.mkdir, (self.mark,)
+
+
+@pytest.fixture
+def embedding() -> torch.Tensor:
+    return torch.arange(32 * 512, dtype=torch.float32).reshape(32, 512) / 100
+
+
+def test_bare_tensor_has_the_papers_provenance(embedding: torch.Tensor, tmp_path: Path) -> None:
+    torch.save(embedding.half(), tmp_path / "text.pth")
+    read, text = read_text_embedding(tmp_path / "text.pth")
+    assert read.dtype == torch.float32
+    torch.testing.assert_close(read, embedding.half().float(), rtol=0, atol=0)
+    assert (text.encoder, text.prompt_template) == (PUBLISHED_ENCODER, PUBLISHED_TEMPLATE)
+
+
+def test_safetensors_brings_its_own(embedding: torch.Tensor, tmp_path: Path) -> None:
+    metadata = {"encoder": "CLIP ViT-L/14", "prompt_template": "A CT of the {}."}
+    save_file({"text_embedding": embedding}, tmp_path / "text.safetensors", metadata=metadata)
+    read, text = read_text_embedding(tmp_path / "text.safetensors")
+    torch.testing.assert_close(read, embedding, rtol=0, atol=0)
+    assert (text.encoder, text.prompt_template) == ("CLIP ViT-L/14", "A CT of the {}.")
+
+
+def test_safetensors_without_metadata_is_of_unknown_origin(embedding: torch.Tensor, tmp_path: Path) -> None:
+    save_file({"text_embedding": embedding}, tmp_path / "text.safetensors")
+    _, text = read_text_embedding(tmp_path / "text.safetensors")
+    assert (text.encoder, text.prompt_template) == ("unknown", "unknown")
+
+
+def test_hash_is_of_the_float32_bytes(embedding: torch.Tensor, tmp_path: Path) -> None:
+    torch.save(embedding, tmp_path / "text.pth")
+    _, text = read_text_embedding(tmp_path / "text.pth")
+    values = np.arange(32 * 512, dtype="<f4").reshape(32, 512) / np.float32(100)
+    assert text.sha256 == hashlib.sha256(values.tobytes()).hexdigest()
+    embedding[31, 511] += 1
+    assert embedding_sha256(embedding) != text.sha256
+
+
+@pytest.mark.parametrize("shape", [(31, 512), (32, 256), (512, 32), (32, 512, 1)])
+def test_wrong_shape_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    torch.save(torch.zeros(shape), tmp_path / "text.pth")
+    with pytest.raises(TextEmbeddingError) as refused:
+        read_text_embedding(tmp_path / "text.pth")
+    assert str(refused.value) == f"text.pth holds {shape}; needed: (32, 512)."
+
+
+def test_something_else_than_a_tensor_is_refused(tmp_path: Path) -> None:
+    torch.save({"text": torch.zeros(32, 512)}, tmp_path / "text.pth")
+    with pytest.raises(TextEmbeddingError, match="holds dict"):
+        read_text_embedding(tmp_path / "text.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(embedding: torch.Tensor, value: float, tmp_path: Path) -> None:
+    embedding[4, 5] = value
+    torch.save(embedding, tmp_path / "text.pth")
+    with pytest.raises(TextEmbeddingError, match="not finite"):
+        read_text_embedding(tmp_path / "text.pth")
+
+
+@pytest.mark.parametrize("name", ["absent.pth", "absent.safetensors", "broken.pth", "broken.safetensors"])
+def test_unreadable_files_are_refused(name: str, tmp_path: Path) -> None:
+    if name.startswith("broken"):
+        (tmp_path / name).write_bytes(b"no embedding")
+    with pytest.raises(TextEmbeddingError, match=f"{name} is not a readable embedding file"):
+        read_text_embedding(tmp_path / name)
+
+
+def test_safetensors_with_another_tensor_is_refused(embedding: torch.Tensor, tmp_path: Path) -> None:
+    save_file({"weights": embedding}, tmp_path / "text.safetensors")
+    with pytest.raises(TextEmbeddingError):
+        read_text_embedding(tmp_path / "text.safetensors")
+
+
+@pytest.mark.parametrize("layout", ["bare pickle", "torch file"])
+def test_code_in_a_pickle_does_not_run(layout: str, tmp_path: Path) -> None:
+    mark, path = tmp_path / "it ran", tmp_path / "text.pth"
+    if layout == "bare pickle":
+        path.write_bytes(pickle.dumps(Payload(mark), protocol=2))
+        pickle.loads(path.read_bytes())
+    else:
+        torch.save(Payload(mark), path)
+        torch.load(path, weights_only=False)
+    mark.rmdir()  # the payload works: it ran, and made its mark
+
+    with pytest.raises(TextEmbeddingError):
+        read_text_embedding(path)
+    assert not mark.exists()
+
+
+def test_random_rows_follow_their_seed() -> None:
+    first, text = random_text_embedding(5)
+    again, _ = random_text_embedding(5)
+    other, _ = random_text_embedding(6)
+    assert first.shape == (32, 512)
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert (first != other).any()
+    assert text.encoder == "random (seed 5)"
+    assert text.sha256 == embedding_sha256(first)
+    rows = torch.nn.functional.normalize(first)
+    assert (rows @ rows.T - torch.eye(32)).abs().max() < 0.25
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="absent: ../shared/data/clip_text_embeddings/txt_encoding.pth")
+def test_published_rows_are_in_the_order_of_the_labels() -> None:
+    embedding, text = read_text_embedding(PUBLISHED)
+    assert text.encoder == "CLIP ViT-B/32"
+    norms = embedding.norm(dim=1)
+    assert 8.0 < norms.min() < norms.max() < 9.7
+    similarity = torch.nn.functional.normalize(embedding) @ torch.nn.functional.normalize(embedding).T
+    similarity.fill_diagonal_(0)
+    for name, nearest in {
+        "kidney_right": "kidney_left", "lung_left": "lung_right", "adrenal_gland_left": "adrenal_gland_right",
+        "femur_head_right": "femur_head_left", "liver_tumor": "liver", "colon_tumor": "colon",
+    }.items():  # fmt: skip
+        assert similarity[BY_NAME[name].channel].argmax() == BY_NAME[nearest].channel, name

@@ -1,0 +1,141 @@
+"""A whole run in seconds: what it writes, that it can be interrupted, and that it learns."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.support.training import bits, tiny_recipe, write_box_store
+from training import train as training_run
+from training.checkpoint import load_checkpoint, read_content
+from training.labels import LABELS
+from training.recipe import Recipe
+from training.samples import training_batches, validation_batches
+from training.text import random_text_embedding
+from training.train import RunFolder, train, validate
+
+
+def run_recipe(folder: Path, recipe: Recipe, *, supervised: int = 0xFFFFFFFF) -> RunFolder:
+    run = RunFolder(folder)
+    if not run.store.exists():
+        write_box_store(run.store, recipe, supervised=supervised)
+    embedding, text = random_text_embedding(recipe.seed)
+    assert train(recipe, embedding, text, run) == run.final
+    return run
+
+
+def assert_identical(value: Any, expected: Any) -> None:
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(value, expected)
+    elif isinstance(expected, dict):
+        assert value.keys() == expected.keys()
+        for key in expected:
+            assert_identical(value[key], expected[key])
+    elif isinstance(expected, list | tuple):
+        assert len(value) == len(expected)
+        for one, other in zip(value, expected, strict=True):
+            assert_identical(one, other)
+    else:
+        assert value == expected
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run_recipe(tmp_path_factory.mktemp("run"), tiny_recipe(validate_every=3))
+
+
+def test_a_run_leaves_checkpoints_and_logs(finished: RunFolder) -> None:
+    assert {path.name for path in finished.path.iterdir()} == {"last.pt", "model.pt", "store", "tensorboard"}
+    assert list((finished.path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_the_final_checkpoint_says_how_it_was_made(finished: RunFolder) -> None:
+    final = load_checkpoint(finished.final)
+    assert final.label_names == tuple(label.name for label in LABELS)
+    assert final.training["recipe"] == "tiny"
+    assert (final.training["seed"], final.training["steps"], final.training["windows"]) == (3, 6, 12)
+    assert "seeds 0 to 1" in final.training["data"]
+    assert final.text.encoder == "random (seed 3)"
+    assert {type(value) for value in final.training.values()} == {str, int}
+    assert read_content(finished.final)["resume"] is None
+
+
+def test_the_final_weights_are_the_averaged_ones(finished: RunFolder) -> None:
+    """Average and raw weights differ; the average is what is exported."""
+    last, final = read_content(finished.last), read_content(finished.final)
+    assert last["resume"]["step"] == 6
+    average = {key.removeprefix("module."): value for key, value in last["resume"]["average"].items()}
+    del average["n_averaged"]
+    assert_identical(final["state_dict"], average)
+    assert not torch.equal(final["state_dict"]["controller.bias"], last["state_dict"]["controller.bias"])
+
+
+def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(
+    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved after step 2, interrupted after step 3: step 3 is done again, on the same samples."""
+    starts = []
+
+    def three_batches(store: Path, recipe: Recipe, first_step: int) -> Iterator[Any]:
+        starts.append(first_step)
+        for number, batch in enumerate(training_batches(store, recipe, first_step)):
+            if number == 3 and first_step == 0:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(training_run, "training_batches", three_batches)
+    recipe = tiny_recipe(validate_every=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(tmp_path, recipe)
+    assert not (tmp_path / "model.pt").exists()
+    resumed = run_recipe(tmp_path, recipe)
+    assert starts == [0, 2]
+    for name in ("last.pt", "model.pt"):
+        assert_identical(read_content(resumed.path / name), read_content(finished.path / name))
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished: RunFolder) -> None:
+    before = read_content(finished.final)
+    run_recipe(finished.path, tiny_recipe(validate_every=3))
+    assert_identical(read_content(finished.final), before)
+
+
+def test_two_bright_boxes_are_learnt(tmp_path: Path) -> None:
+    """Alike but for their side. The tumour is there too, but not annotated."""
+    recipe = tiny_recipe(
+        seed=4, steps=80, warmup_steps=10, learning_rate=4e-3, ema_decay=0.8, save_every=80, validation_samples=6
+    )
+    run = run_recipe(tmp_path, recipe, supervised=int(bits("kidney_right", "kidney_left")))
+    log = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    loss = [event.value for event in log.Scalars("loss/dice")]
+    assert len(loss) == 8
+    assert sum(loss[-3:]) / 3 < 0.6 * loss[0]
+    dice = validate(load_checkpoint(run.final).model, run.store, recipe, torch.device("cpu"))
+    assert dice.keys() == {"kidney_right", "kidney_left"}
+    assert min(dice.values()) > 0.5
+    logged = {name: log.Scalars(f"dice/{name}")[-1].value for name in dice}
+    assert logged == pytest.approx(dice, rel=1e-5)
+
+
+class Everywhere(torch.nn.Module):
+    """Calls every voxel foreground of every label."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.ones(1, 32, *(n // 2 for n in image.shape[2:]))
+
+
+def test_validation_dice_counts_all_windows_as_one_set(tmp_path: Path) -> None:
+    recipe = tiny_recipe(validation_samples=3)
+    write_box_store(tmp_path, recipe)
+    dice = validate(Everywhere(), tmp_path, recipe, torch.device("cpu"))
+    truth = sum((occupancy[0] >= 4).sum(dim=(1, 2, 3)) for _, occupancy, _ in validation_batches(tmp_path, recipe))
+    expected = {
+        label.name: 2 * int(truth[label.channel]) / (3 * 24**3 + int(truth[label.channel]))
+        for label in LABELS
+        if truth[label.channel]
+    }
+    assert dice == pytest.approx(expected)
+    assert {"kidney_right", "kidney_left"} & expected.keys()

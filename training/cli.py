@@ -1,0 +1,91 @@
+"""The `viscera-train` command."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.markup import escape
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Train, evaluate and make phantoms.",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+SeedOption = Annotated[int, typer.Option(min=0, help="The seed that everything is drawn from.")]
+
+
+@app.command("train")
+def train_command(
+    run: Annotated[Path, typer.Option(help="Folder of the run: label maps, checkpoints, TensorBoard logs.")],
+    recipe: Annotated[str, typer.Option(help="A recipe of the package by name, or a TOML file.")] = "default_compact",
+    text_embeddings: Annotated[
+        Path | None, typer.Option(help="CLIP text features of the labels (.safetensors or .pth).")
+    ] = None,
+) -> None:
+    """Train a model from its recipe, or go on where the run was interrupted; writes RUN/model.pt."""
+    from training.recipe import read_recipe
+    from training.text import random_text_embedding, read_text_embedding, whiten
+    from training.train import RunFolder, train
+
+    settings = read_recipe(recipe)
+    if text_embeddings is None:
+        console.print("No --text-embeddings: the labels are told apart by random vectors, not by language.")
+        embedding, text = random_text_embedding(settings.seed)
+    else:
+        embedding, text = whiten(*read_text_embedding(text_embeddings))
+    console.print(f"Checkpoint: {train(settings, embedding, text, RunFolder(run))}")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    out: Annotated[Path, typer.Option(help="Folder for the phantoms, the masks and evaluation.md.")],
+    bundle: Annotated[str | None, typer.Option(help="Bundle, by path or name; the default bundle if absent.")] = None,
+    scans: Annotated[int, typer.Option(min=1, help="How many phantoms.")] = 20,
+) -> None:
+    """Dice per label, lesion sensitivity and false positives per scan, on phantoms never trained on."""
+    from training.evaluate import evaluate, to_markdown
+
+    table = to_markdown(evaluate(out, bundle=bundle, scans=scans))
+    (out / "evaluation.md").write_text(table, encoding="utf-8")
+    console.print(Markdown(table))
+
+
+@app.command("phantom")
+def phantom_command(
+    out: Annotated[Path, typer.Option(help="Folder to write into.")],
+    seed: SeedOption = 0,
+    spacing: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Voxel size in mm; drawn from the seed if absent.")
+    ] = None,
+    dicom: Annotated[bool, typer.Option("--dicom", help="A CT series instead of NIfTI with masks.")] = False,
+) -> None:
+    """Write one phantom CT."""
+    from training.phantom.phantom import draw_phantom
+    from training.phantom.write import write_dicom, write_nifti
+
+    phantom = draw_phantom(seed, spacing_mm=spacing)
+    out.mkdir(parents=True, exist_ok=True)
+    if dicom:
+        console.print(f"{len(write_dicom(phantom, out))} slices in {out}")
+    else:
+        console.print(f"{write_nifti(phantom, out)}")
+
+
+def main() -> None:
+    """Entry point; a failure we foresaw is one line and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        # Escaped: a message may hold square brackets, which would be read as styles.
+        Console(stderr=True).print(f"[red]{type(error).__name__}:[/red] {escape(str(error))}", highlight=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

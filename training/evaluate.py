@@ -1,0 +1,139 @@
+"""Evaluation on phantoms never trained on, through the command that users run.
+
+The service segments each phantom scan from its NIfTI file and the masks it writes are compared with the truth, on the
+scan's own grid. `training` does not import the service: it calls `viscera segment`, as anyone would.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from training.detection import Detections, count_detections, dice
+from training.labels import LABELS, LESIONS, ORGANS
+from training.phantom.phantom import draw_phantom
+from training.phantom.write import write_nifti
+
+FIRST_TEST_SEED = 1_000_000  # training and validation seeds lie below
+#: Less than this of a structure inside the field of view is a sliver: it is not scored. Millilitres.
+LEAST_ORGAN_ML = 0.5
+LEAST_LESION_ML = 0.2
+
+
+class EvaluationError(RuntimeError):
+    """`viscera segment` could not be run or refused the phantoms."""
+
+
+@dataclass
+class Scores:
+    """What was measured; keys are label names."""
+
+    scans: int = 0
+    dice: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    detections: dict[str, list[Detections]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def mean_organ_dice(self) -> float:
+        """Mean over organs of the mean over scans; NaN when no organ was scored."""
+        means = [np.mean(self.dice[organ.name]) for organ in ORGANS if self.dice.get(organ.name)]
+        return float(np.mean(means)) if means else math.nan
+
+    @property
+    def lesion_sensitivity(self) -> float:
+        """Found lesions over all lesions, of all types."""
+        every = [d for found in self.detections.values() for d in found]
+        return sum(d.found for d in every) / max(1, sum(d.lesions for d in every))
+
+    @property
+    def false_positives_per_scan(self) -> float:
+        """Predicted lesions that touch no lesion of their type, of all types, over the number of scans."""
+        return sum(d.false_positives for found in self.detections.values() for d in found) / max(1, self.scans)
+
+
+def evaluate(folder: Path, *, bundle: str | None, scans: int) -> Scores:
+    """Scores of a bundle (path or name; None: the default) on `scans` phantoms, drawn into and read from `folder`."""
+    seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + scans)
+    missing = [seed for seed in seeds if not (folder / "phantoms" / str(seed) / f"{seed}.nii.gz").exists()]
+    with ProcessPoolExecutor(2) as pool:
+        jobs = [pool.submit(_draw, folder, seed) for seed in missing]
+        for job in track(jobs, description="Phantoms"):
+            job.result()
+    _segment(folder, seeds, bundle)
+    scores = Scores()
+    for seed in track(seeds, description="Scores"):
+        _score(scores, folder / "phantoms" / str(seed), folder / "segmented" / f"{seed}")
+    return scores
+
+
+def _draw(folder: Path, seed: int) -> None:
+    phantom = draw_phantom(seed)
+    target = folder / "phantoms" / str(seed)
+    target.mkdir(parents=True, exist_ok=True)
+    write_nifti(phantom, target)
+    # One study, one name: the service names its results by the file. Last, so that a file with its name is complete.
+    (target / "ct.nii.gz").rename(target / f"{seed}.nii.gz")
+
+
+def _segment(folder: Path, seeds: range, bundle: str | None) -> None:
+    """One process for all scans, so that the model is loaded once."""
+    command = [str(Path(sys.executable).with_name("viscera")), "segment"]
+    command += [str(folder / "phantoms" / str(seed) / f"{seed}.nii.gz") for seed in seeds]
+    # With one study `--out` is its own folder, with several the parent of theirs.
+    command += ["--out", str(folder / "segmented" / str(seeds[0]) if len(seeds) == 1 else folder / "segmented")]
+    if bundle is not None:
+        command += ["--bundle", bundle]
+    try:
+        subprocess.run(command, check=True, env=os.environ | {"COLUMNS": "160"}, stdout=subprocess.DEVNULL)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise EvaluationError(f"`viscera segment` failed: {error}") from error
+
+
+def _score(scores: Scores, truth_folder: Path, result_folder: Path) -> None:
+    scores.scans += 1
+    for label in LABELS:
+        truth, voxel_ml = _read_mask(truth_folder / "labels" / f"{label.name}.nii.gz")
+        predicted, _ = _read_mask(result_folder / "masks" / f"{label.name}.nii.gz")
+        truth_ml = truth.sum() * voxel_ml
+        if label in LESIONS:
+            scores.detections[label.name].append(count_detections(predicted, truth, LEAST_LESION_ML / voxel_ml))
+        least = LEAST_LESION_ML if label in LESIONS else LEAST_ORGAN_ML
+        if truth_ml >= least:
+            scores.dice[label.name].append(dice(predicted, truth))
+
+
+def _read_mask(path: Path) -> tuple[NDArray[np.bool_], float]:
+    image = nibabel.Nifti1Image.from_filename(path)
+    voxel_ml = float(abs(np.linalg.det(image.affine[:3, :3]))) / 1000.0
+    return np.asarray(image.dataobj) > 0, voxel_ml
+
+
+def to_markdown(scores: Scores) -> str:
+    """The table that the model card shows."""
+    lines = [
+        f"{scores.scans} phantom scans of seeds {FIRST_TEST_SEED} to {FIRST_TEST_SEED + scores.scans - 1}, "
+        "never trained on; segmented by `viscera segment`, scored on the scan's own grid.",
+        "",
+        f"- mean organ Dice: **{scores.mean_organ_dice:.3f}**",
+        f"- lesion sensitivity: **{scores.lesion_sensitivity:.2f}**",
+        f"- false-positive lesions per scan: **{scores.false_positives_per_scan:.2f}**",
+        "",
+        "| label | Dice | scans with it | lesions found | false positives |",
+        "|---|---|---|---|---|",
+    ]
+    for label in LABELS:
+        values = scores.dice.get(label.name, [])
+        mean = f"{np.mean(values):.3f}" if values else "-"
+        found = scores.detections.get(label.name)
+        hits = f"{sum(d.found for d in found)} of {sum(d.lesions for d in found)}" if found else ""
+        false = f"{sum(d.false_positives for d in found)}" if found else ""
+        lines.append(f"| {label.display_name} | {mean} | {len(values)} | {hits} | {false} |")
+    return "\n".join(lines) + "\n"
