@@ -38,7 +38,9 @@ def train_command(
         console.print("No --text-embeddings: the labels are told apart by random vectors, not by language.")
         embedding, text = random_text_embedding(settings.seed)
     else:
-        embedding, text = whiten(*read_text_embedding(text_embeddings))
+        embedding, text = read_text_embedding(text_embeddings)
+        if settings.whiten_text:
+            embedding, text = whiten(embedding, text)
     console.print(f"Checkpoint: {train(settings, embedding, text, RunFolder(run))}")
 
 

@@ -17,6 +17,7 @@ class RecipeError(ValueError):
 class Recipe(BaseModel):
     """How a run is made from its seed.
 
+    `whiten_text` centres the text embeddings and makes them orthogonal (`text.whiten`) before anything else.
     `batch_size` counts windows of `patch`^3 voxels of the model grid. The learning rate rises linearly over
     `warmup_steps`, then falls as a cosine to zero at `steps`. `ema_decay` is per step.
     """
@@ -25,6 +26,7 @@ class Recipe(BaseModel):
 
     name: str
     seed: NonNegativeInt
+    whiten_text: bool = False
     steps: PositiveInt
     batch_size: PositiveInt
     # From 48 on: over a bottleneck of 2^3 voxels oneDNN gives a wrong bfloat16 weight gradient (torch 2.13, AVX-512).
