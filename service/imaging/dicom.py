@@ -202,7 +202,7 @@ def _kind(dataset: Dataset, image_type: tuple[str, ...]) -> ObjectKind:
     if sop_class in MULTI_FRAME_CT_STORAGE:
         return ObjectKind.MULTI_FRAME_CT
     # Anonymisers empty the SOP class; then modality and the presence of an image decide.
-    # A CT class with another modality is contradictory: the modality is believed, since nothing may be guessed to be CT.
+    # A CT class with another modality is contradictory; the modality is believed: nothing is guessed to be CT.
     modality = _text(dataset, "Modality").upper()
     is_ct = (sop_class == CT_IMAGE_STORAGE and modality in {"", "CT"}) or (
         not sop_class and modality == "CT" and "Rows" in dataset
