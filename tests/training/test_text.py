@@ -18,6 +18,7 @@ from training.text import (
     embedding_sha256,
     random_text_embedding,
     read_text_embedding,
+    whiten,
 )
 
 PUBLISHED = SHARED_DATA / "clip_text_embeddings" / "txt_encoding.pth"
@@ -147,3 +148,20 @@ def test_published_rows_are_in_the_order_of_the_labels() -> None:
         "femur_head_right": "femur_head_left", "liver_tumor": "liver", "colon_tumor": "colon",
     }.items():  # fmt: skip
         assert similarity[BY_NAME[name].channel].argmax() == BY_NAME[nearest].channel, name
+
+
+def test_whitened_rows_are_orthogonal_and_a_linear_image_of_the_raw_ones():
+    embedding, text = random_text_embedding(3)
+    nearly_alike = embedding * 0.05 + embedding[0]  # as CLIP's rows: one direction and small differences
+    whitened, provenance = whiten(nearly_alike, text)
+    products = whitened.double() @ whitened.double().T
+    # Centring 32 rows costs one dimension: off the diagonal every product is -1/31 of the diagonal, not 0.
+    diagonal = products.diagonal()
+    assert torch.allclose(diagonal, diagonal.mean().expand(32), rtol=1e-4)
+    off_diagonal = products[~torch.eye(32, dtype=torch.bool)]
+    assert torch.allclose(off_diagonal, -diagonal.mean().expand(32 * 31) / 31, rtol=1e-3)
+    centred = (nearly_alike - nearly_alike.mean(dim=0)).double()
+    linear_map = torch.linalg.lstsq(centred, whitened.double(), driver="gelsd").solution
+    assert torch.allclose(centred @ linear_map, whitened.double(), atol=1e-4)
+    assert "whitened" in provenance.encoder
+    assert provenance.sha256 == embedding_sha256(whitened) != text.sha256
