@@ -68,9 +68,23 @@ def evaluate(folder: Path, *, bundle: str | None, scans: int) -> Scores:
         for job in track(jobs, description="Phantoms"):
             job.result()
     _segment(folder, seeds, bundle)
+    return score_scans(folder, seeds)
+
+
+def score_scans(folder: Path, seeds: range) -> Scores:
+    """Scores of the masks that lie in `folder` beside their phantoms."""
     scores = Scores()
-    for seed in track(seeds, description="Scores"):
-        _score(scores, folder / "phantoms" / str(seed), folder / "segmented" / f"{seed}")
+    with ProcessPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(_score, folder / "phantoms" / str(seed), folder / "segmented" / f"{seed}") for seed in seeds
+        ]
+        for job in track(jobs, description="Scores"):
+            scores.scans += 1
+            overlaps, detections = job.result()
+            for name, value in overlaps.items():
+                scores.dice[name].append(value)
+            for name, counts in detections.items():
+                scores.detections[name].append(counts)
     return scores
 
 
@@ -97,17 +111,20 @@ def _segment(folder: Path, seeds: range, bundle: str | None) -> None:
         raise EvaluationError(f"`viscera segment` failed: {error}") from error
 
 
-def _score(scores: Scores, truth_folder: Path, result_folder: Path) -> None:
-    scores.scans += 1
+def _score(truth_folder: Path, result_folder: Path) -> tuple[dict[str, float], dict[str, Detections]]:
+    """Dice of each label that the scan shows, and the lesions of each type."""
+    overlaps: dict[str, float] = {}
+    detections: dict[str, Detections] = {}
     for label in LABELS:
         truth, voxel_ml = _read_mask(truth_folder / "labels" / f"{label.name}.nii.gz")
         predicted, _ = _read_mask(result_folder / "masks" / f"{label.name}.nii.gz")
-        truth_ml = truth.sum() * voxel_ml
+        truth_ml = np.count_nonzero(truth) * voxel_ml
         if label in LESIONS:
-            scores.detections[label.name].append(count_detections(predicted, truth, LEAST_LESION_ML / voxel_ml))
+            detections[label.name] = count_detections(predicted, truth, LEAST_LESION_ML / voxel_ml)
         least = LEAST_LESION_ML if label in LESIONS else LEAST_ORGAN_ML
         if truth_ml >= least:
-            scores.dice[label.name].append(dice(predicted, truth))
+            overlaps[label.name] = dice(predicted, truth)
+    return overlaps, detections
 
 
 def _read_mask(path: Path) -> tuple[NDArray[np.bool_], float]:

@@ -68,7 +68,7 @@ def whiten(embedding: Tensor, text: TextProvenance) -> tuple[Tensor, TextProvena
     start out alike and part slowly. This is one fixed linear map: a first layer on the raw rows can express all that
     one on the whitened rows can. It is a preconditioner, not another text branch.
     """
-    centred = (embedding - embedding.mean(dim=0)).double()
+    centred = embedding.double() - embedding.double().mean(dim=0)
     left, singular, right = torch.linalg.svd(centred, full_matrices=False)
     kept = singular > singular[0] * 1e-6
     whitened = (left[:, kept] @ right[kept] * WHITENED_SCALE).float()
