@@ -1,6 +1,6 @@
 """The trunk as a container: pose, warp, skin, fat, muscle wall, cavity, diaphragm. Tables are mm in body coordinates.
 
-Sizes were read off `totalsegmentator_example` (TotalSegmentator's public test scan) and a whole-trunk planning scan.
+Sizes were read off `totalsegmentator_example` (TotalSegmentator's public test scan).
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Tissue classes of the phantom and the HU that each one has in a phase of enhancement.
 
-The typical values are textbook ones, checked against the two real scans that the phantom was compared with. Each
+The typical values are textbook ones, checked against the real scan that the phantom was compared with. Each
 patient draws its own values around them, wider than any one hospital would show.
 """
 
