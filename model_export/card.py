@@ -66,6 +66,7 @@ def render_card(checkpoint: Checkpoint, facts: CardFacts) -> str:
         overlap=f"{config.overlap:g}",
         text_encoder=text.encoder,
         prompt_template=text.prompt_template,
+        text_source=text.source,
         text_sha256=text.sha256,
         labels=_label_table(checkpoint.label_names),
         training=_training_table(checkpoint.sha256, facts.training),

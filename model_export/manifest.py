@@ -160,6 +160,7 @@ def build_manifest(
         "text": {
             "encoder": checkpoint.text.encoder,
             "prompt_template": checkpoint.text.prompt_template,
+            "source": checkpoint.text.source,
             "embedding_sha256": checkpoint.text.sha256,
         },
         "training": {**training, "checkpoint_sha256": checkpoint.sha256},

@@ -22,6 +22,7 @@ $data_note
 | window | $roi_size voxels, overlap $overlap, Gaussian blending |
 | text encoder | $text_encoder |
 | prompt | `$prompt_template` |
+| source of the text features | $text_source |
 | text embedding SHA-256 | `$text_sha256` |
 
 ## Labels

@@ -23,14 +23,16 @@ class MaskedLoss:
     cross_entropy: Tensor
 
 
-def masked_dice_bce(logits: Tensor, target: Tensor, supervised: Tensor) -> MaskedLoss:
+def masked_dice_bce(logits: Tensor, target: Tensor, supervised: Tensor, *, rarity_exponent: float = 0.0) -> MaskedLoss:
     """Loss of logits (B,C,*grid) against occupancies in 0..1 of the same shape; `supervised` is bool (B,C).
 
     A pair that is not supervised contributes neither value nor gradient. With no supervised pair at all the loss is 0.
+    In the cross-entropy a filled voxel of a label that fills the share f of its window weighs ((1 - f) / f) to the
+    power `rarity_exponent`: 0 weighs all voxels alike, 1 gives both sides of every label the same say.
     """
     weight = supervised.to(logits.dtype)
     grid = tuple(range(2, logits.ndim))
-    cross_entropy_BC = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=grid)
+    cross_entropy_BC = _weighted_cross_entropy(logits, target, rarity_exponent)
     cross_entropy = _mean_over_labels((cross_entropy_BC * weight).sum(0), weight.sum(0))
 
     probability = torch.sigmoid(logits)
@@ -41,6 +43,18 @@ def masked_dice_bce(logits: Tensor, target: Tensor, supervised: Tensor) -> Maske
     has_voxels = (present > 0).to(logits.dtype)
     dice = _mean_over_labels(dice_C * has_voxels, has_voxels)
     return MaskedLoss(dice + cross_entropy, dice, cross_entropy)
+
+
+def _weighted_cross_entropy(logits: Tensor, target: Tensor, rarity_exponent: float) -> Tensor:
+    """Binary cross-entropy of each pair (B,C), a weighted mean over its voxels."""
+    grid = tuple(range(2, logits.ndim))
+    each = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if rarity_exponent == 0.0:
+        return each.mean(dim=grid)
+    voxels = target[0, 0].numel()
+    share = target.mean(dim=grid, keepdim=True).clamp(1.0 / voxels, 1.0 - 1.0 / voxels)
+    weight = 1.0 + (((1.0 - share) / share).pow(rarity_exponent) - 1.0) * target
+    return (each * weight).sum(dim=grid) / weight.sum(dim=grid)
 
 
 def _mean_over_labels(total_C: Tensor, count_C: Tensor) -> Tensor:

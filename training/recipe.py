@@ -19,7 +19,10 @@ class Recipe(BaseModel):
 
     `whiten_text` centres the text embeddings and makes them orthogonal (`text.whiten`) before anything else.
     `batch_size` counts windows of `patch`^3 voxels of the model grid. The learning rate rises linearly over
-    `warmup_steps`, then falls as a cosine to zero at `steps`. `ema_decay` is per step.
+    `warmup_steps`, then falls as a cosine to zero at `steps`. `ema_decay` is per step. The text branch and the
+    controller learn at `head_learning_rate_factor` times the rate: one step of theirs moves all heads at once.
+    `rarity_exponent` (`losses.masked_dice_bce`) and the weight `deep_supervision` (`deep_supervision.py`) are
+    scaffolds: they fall linearly to zero at the share `scaffold_share` of the steps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +39,10 @@ class Recipe(BaseModel):
     warmup_steps: NonNegativeInt
     gradient_clip: PositiveFloat
     ema_decay: float = Field(ge=0.0, lt=1.0)
+    head_learning_rate_factor: PositiveFloat = 1.0
+    rarity_exponent: float = Field(default=0.0, ge=0.0, le=1.0)
+    deep_supervision: float = Field(default=0.0, ge=0.0)
+    scaffold_share: float = Field(default=0.7, gt=0.0, le=1.0)
     phantoms: PositiveInt
     validation_phantoms: PositiveInt
     validation_samples: PositiveInt

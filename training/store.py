@@ -73,13 +73,19 @@ def encode_case(
 ) -> Case:
     """The case of a tissue map and a label map (X,Y,Z). Raises ValueError for more than 256 kinds of voxels."""
     pairs = tissue.astype(np.uint64) << np.uint64(32) | labels.astype(np.uint64)
-    unique, inverse = np.unique(pairs, return_inverse=True)
-    if len(unique) > 256:
-        raise ValueError(f"The case has {len(unique)} kinds of voxels; a code holds 256.")
-    codes = inverse.reshape(tissue.shape).astype(np.uint8)
-    labels_of_code = (unique & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    unlabelled = labels == 0  # most voxels; sorting them all would take longer than to draw the patient
+    bare = np.flatnonzero(np.bincount(tissue[unlabelled], minlength=256)).astype(np.uint64) << np.uint64(32)
+    labelled, inverse = np.unique(pairs[~unlabelled], return_inverse=True)
+    kinds = np.concatenate([bare, labelled])
+    if len(kinds) > 256:
+        raise ValueError(f"The case has {len(kinds)} kinds of voxels; a code holds 256.")
+    code_of_tissue = np.zeros(256, np.uint8)
+    code_of_tissue[bare >> np.uint64(32)] = np.arange(len(bare))
+    codes = code_of_tissue[tissue]
+    codes[~unlabelled] = inverse + len(bare)
+    labels_of_code = (kinds & np.uint64(0xFFFFFFFF)).astype(np.uint32)
     centers, center_channel = _draw_centers(codes, labels_of_code, rng)
-    return Case(codes, (unique >> np.uint64(32)).astype(np.uint8), labels_of_code, centers, center_channel, supervised)
+    return Case(codes, (kinds >> np.uint64(32)).astype(np.uint8), labels_of_code, centers, center_channel, supervised)
 
 
 def write_case(folder: Path, seed: int, case: Case, *, source: dict[str, float]) -> None:
@@ -116,12 +122,11 @@ def _write_phantom(folder: Path, seed: int, spacing_mm: float) -> None:
 def _draw_centers(
     codes: NDArray[np.uint8], labels: NDArray[np.uint32], rng: np.random.Generator
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    order = np.argsort(codes, axis=None, kind="stable")
-    starts = np.searchsorted(codes.ravel()[order], np.arange(len(labels) + 1))
+    voxels_of = {code: np.flatnonzero(codes == code) for code in np.flatnonzero(labels)}
     centers, channel_of = [], []
     for label in LABELS:
         with_label = np.flatnonzero(labels >> np.uint32(label.channel) & np.uint32(1))
-        voxels = np.concatenate([order[starts[code] : starts[code + 1]] for code in with_label] or [order[:0]])
+        voxels = np.concatenate([np.empty(0, np.int64), *(voxels_of[code] for code in with_label)])
         if len(voxels):
             drawn = rng.choice(voxels, size=min(CENTERS_PER_LABEL, len(voxels)), replace=False)
             centers.append(np.stack(np.unravel_index(drawn, codes.shape), axis=1).astype(np.int16))

@@ -17,6 +17,10 @@ from training.networks.universal import TEXT_CHANNELS
 
 PUBLISHED_ENCODER = "CLIP ViT-B/32"
 PUBLISHED_TEMPLATE = "A computerized tomography of a {}"  # prompt V3 of the paper's Table 1, as the features were made
+PUBLISHED_SOURCE = (
+    "text features published with arXiv 2301.00785 (github.com/ljwztc/CLIP-Driven-Universal-Model, "
+    "pretrained_weights/txt_encoding.pth, CC BY-NC-ND 4.0)"
+)
 
 
 WHITENED_SCALE = 22.6  # the standard deviation of a whitened value is then about 1, as a first layer expects
@@ -24,10 +28,11 @@ WHITENED_SCALE = 22.6  # the standard deviation of a whitened value is then abou
 
 @dataclass(frozen=True)
 class TextProvenance:
-    """Which encoder saw which prompts; `sha256` is of the float32 embedding bytes."""
+    """Which encoder saw which prompts, where the features came from; `sha256` is of the float32 embedding bytes."""
 
     encoder: str
     prompt_template: str
+    source: str
     sha256: str
 
 
@@ -40,7 +45,7 @@ def read_text_embedding(path: Path) -> tuple[Tensor, TextProvenance]:
 
     Raises TextEmbeddingError for another shape, non-finite values or an unreadable file.
     """
-    encoder, template = PUBLISHED_ENCODER, PUBLISHED_TEMPLATE
+    encoder, template, source = PUBLISHED_ENCODER, PUBLISHED_TEMPLATE, PUBLISHED_SOURCE
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -48,6 +53,7 @@ def read_text_embedding(path: Path) -> tuple[Tensor, TextProvenance]:
                 metadata = file.metadata() or {}
             encoder = metadata.get("encoder", "unknown")
             template = metadata.get("prompt_template", "unknown")
+            source = metadata.get("source", "unknown")
         else:
             embedding = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader fails in its own way; one sentence for all
@@ -58,7 +64,7 @@ def read_text_embedding(path: Path) -> tuple[Tensor, TextProvenance]:
     embedding = embedding.float()
     if not bool(torch.isfinite(embedding).all()):
         raise TextEmbeddingError(f"{path.name} holds values that are not finite.")
-    return embedding, TextProvenance(encoder, template, embedding_sha256(embedding))
+    return embedding, TextProvenance(encoder, template, source, embedding_sha256(embedding))
 
 
 def whiten(embedding: Tensor, text: TextProvenance) -> tuple[Tensor, TextProvenance]:
@@ -73,14 +79,16 @@ def whiten(embedding: Tensor, text: TextProvenance) -> tuple[Tensor, TextProvena
     kept = singular > singular[0] * 1e-6
     whitened = (left[:, kept] @ right[kept] * WHITENED_SCALE).float()
     encoder = f"{text.encoder}, whitened over the labels"
-    return whitened, TextProvenance(encoder, text.prompt_template, embedding_sha256(whitened))
+    return whitened, TextProvenance(encoder, text.prompt_template, text.source, embedding_sha256(whitened))
 
 
 def random_text_embedding(seed: int) -> tuple[Tensor, TextProvenance]:
     """Stand-in embeddings for tests and for training without CLIP: Gaussian rows, as distinct as one-hot codes."""
     generator = torch.Generator().manual_seed(seed)
     embedding = torch.randn(len(LABELS), TEXT_CHANNELS, generator=generator) * 0.4
-    return embedding, TextProvenance(f"random (seed {seed})", "{}", embedding_sha256(embedding))
+    return embedding, TextProvenance(
+        f"random (seed {seed})", "{}", "drawn by this package", embedding_sha256(embedding)
+    )
 
 
 def embedding_sha256(embedding: Tensor) -> str:

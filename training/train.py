@@ -13,9 +13,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from training.checkpoint import read_content, save_checkpoint
+from training.deep_supervision import VoxelClassifier, marginal_cross_entropy, most_specific_class
 from training.labels import LABELS
 from training.losses import masked_dice_bce
-from training.networks.universal import UniversalModel
+from training.networks.universal import UniversalModel, apply_heads
 from training.recipe import Recipe
 from training.samples import training_batches, validation_batches
 from training.store import build_phantom_store
@@ -54,24 +55,36 @@ def train(recipe: Recipe, text_embedding: Tensor, text: TextProvenance, run: Run
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(recipe.seed)
     model = UniversalModel(recipe.model, text_embedding).to(device)
+    model.reset_heads()
+    classifier = VoxelClassifier(model.backbone.decoder_channels).to(device)
     ema = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
     average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True)
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, classifier, recipe), weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
-    first_step = _resume(run, model, average, optimizer, schedule)
+    first_step = _resume(run, model, classifier, average, optimizer, schedule)
     provenance = _provenance(recipe)
 
     with SummaryWriter(str(run.path / "tensorboard")) as writer, _progress_bar() as bar:
         task = bar.add_task("Training", total=recipe.steps, completed=first_step, loss=math.nan, dice=math.nan)
         for step, batch in enumerate(training_batches(run.store, recipe, first_step), start=first_step + 1):
             model.train()
-            image, target, supervised = (part.to(device) for part in batch)
+            image, eighths, supervised = (part.to(device) for part in batch)
+            # Neighbouring planes say nearly the same, and on all of them heads and losses cost as much as the backbone.
+            planes = slice(step % 2, None, 2)
+            occupancy = eighths[:, :, planes].float() / 8.0
+            scaffold = scaffold_strength(step, recipe)
             with torch.autocast(device.type, torch.bfloat16):
-                logits = model(image)
-            loss = masked_dice_bce(logits.float(), target.float() / 8.0, supervised)
+                bottleneck, decoded = model.backbone(image)
+                features, pooled = model.read_out(bottleneck, decoded)
+                logits = apply_heads(features[:, :, planes], model.head_params(pooled))
+                class_logits = classifier(decoded[:, :, planes])
+            loss = masked_dice_bce(
+                logits.float(), occupancy, supervised, rarity_exponent=recipe.rarity_exponent * scaffold
+            )
+            side_loss = marginal_cross_entropy(class_logits.float(), most_specific_class(occupancy), supervised)
             optimizer.zero_grad(set_to_none=True)
-            loss.total.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
+            (loss.total + recipe.deep_supervision * scaffold * side_loss).backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_([*model.parameters(), *classifier.parameters()], recipe.gradient_clip)
             optimizer.step()
             schedule.step()
             average.update_parameters(model)
@@ -80,6 +93,7 @@ def train(recipe: Recipe, text_embedding: Tensor, text: TextProvenance, run: Run
             if step % 10 == 0:
                 writer.add_scalar("loss/dice", loss.dice.item(), step)
                 writer.add_scalar("loss/cross_entropy", loss.cross_entropy.item(), step)
+                writer.add_scalar("loss/deep_supervision", side_loss.item(), step)
                 writer.add_scalar("learning_rate", schedule.get_last_lr()[0], step)
             if step % recipe.validate_every == 0 or step == recipe.steps:
                 dice = validate(_averaged(average), run.store, recipe, device)
@@ -89,6 +103,7 @@ def train(recipe: Recipe, text_embedding: Tensor, text: TextProvenance, run: Run
             if step % recipe.save_every == 0 or step == recipe.steps:
                 state = {
                     "step": step,
+                    "classifier": classifier.state_dict(),
                     "average": average.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
@@ -104,6 +119,21 @@ def warmup_cosine(step: int, recipe: Recipe) -> float:
         return (step + 1) / recipe.warmup_steps
     done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
     return 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def scaffold_strength(step: int, recipe: Recipe) -> float:
+    """Strength of what only helps training along: 1 at the start, linearly to 0 at `scaffold_share` of the steps."""
+    return max(0.0, 1.0 - step / (recipe.scaffold_share * recipe.steps))
+
+
+def _parameter_groups(model: UniversalModel, classifier: VoxelClassifier, recipe: Recipe) -> list[dict[str, Any]]:
+    head = [*model.text_to_vision.parameters(), *model.controller.parameters()]
+    in_head = {id(parameter) for parameter in head}
+    body = [p for p in (*model.parameters(), *classifier.parameters()) if id(p) not in in_head]
+    return [
+        {"params": body, "lr": recipe.learning_rate},
+        {"params": head, "lr": recipe.learning_rate * recipe.head_learning_rate_factor},
+    ]
 
 
 @torch.no_grad()
@@ -136,6 +166,7 @@ def _averaged(average: AveragedModel) -> UniversalModel:
 def _resume(
     run: RunFolder,
     model: UniversalModel,
+    classifier: VoxelClassifier,
     average: AveragedModel,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
@@ -146,6 +177,7 @@ def _resume(
     content = read_content(run.last)
     model.load_state_dict(content["state_dict"])
     state = content["resume"]
+    classifier.load_state_dict(state["classifier"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])

@@ -200,6 +200,7 @@ class TextEncoder(_Part):
 
     encoder: Text
     prompt_template: Text
+    source: Text
     embedding_sha256: Sha256
 
 

@@ -58,7 +58,7 @@ def write_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> WriteCheckpoin
             path,
             model,
             label_names=label_names,
-            text=TextProvenance("random", "A computerized tomography of a {}.", sha256),
+            text=TextProvenance("random", "A computerized tomography of a {}.", "made for this test", sha256),
             training={"data": DATA, "steps": 7} if training is None else training,
         )
         return path

@@ -198,6 +198,7 @@ def tiny_manifest() -> dict[str, Any]:
         "text": {
             "encoder": "none",
             "prompt_template": "A computerized tomography of a {}.",
+            "source": "none",
             "embedding_sha256": "0" * 64,
         },
         "training": {"recipe": "by hand", "checkpoint_sha256": "0" * 64},

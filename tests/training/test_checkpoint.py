@@ -14,7 +14,7 @@ from training.labels import LABELS
 from training.text import TextProvenance
 
 NAMES = tuple(label.name for label in LABELS)
-TEXT = TextProvenance("CLIP ViT-B/32", "A CT of a {}.", "0" * 64)
+TEXT = TextProvenance("CLIP ViT-B/32", "A CT of a {}.", "made for this test", "0" * 64)
 
 
 class Code:

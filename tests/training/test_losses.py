@@ -88,3 +88,16 @@ def test_nothing_supervised_is_zero_and_differentiable() -> None:
     loss.total.backward()
     assert loss.total.item() == 0
     assert logits.grad.abs().max() == 0
+
+
+def test_rare_voxels_weigh_more() -> None:
+    """One voxel of four is filled: at exponent 1 it weighs (3/4) / (1/4) = 3, as much as the other three together."""
+    logits = torch.tensor([2.0, -1.0, -1.0, -1.0], dtype=torch.float64).reshape(1, 1, 4, 1, 1)
+    target = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64).reshape(1, 1, 4, 1, 1)
+    loss = masked_dice_bce(logits, target, torch.tensor([[True]]), rarity_exponent=1.0)
+    filled, empty = math.log1p(math.exp(-2.0)), math.log1p(math.exp(-1.0))
+    assert loss.cross_entropy.item() == pytest.approx((3 * filled + 3 * empty) / 6)
+    half = masked_dice_bce(logits, target, torch.tensor([[True]]), rarity_exponent=0.5)
+    root = math.sqrt(3.0)
+    assert half.cross_entropy.item() == pytest.approx((root * filled + 3 * empty) / (root + 3))
+    assert half.dice.item() == pytest.approx(loss.dice.item())

@@ -13,6 +13,7 @@ from tests.support.reading import SHARED_DATA
 from training.labels import BY_NAME
 from training.text import (
     PUBLISHED_ENCODER,
+    PUBLISHED_SOURCE,
     PUBLISHED_TEMPLATE,
     TextEmbeddingError,
     embedding_sha256,
@@ -44,21 +45,25 @@ def test_bare_tensor_has_the_papers_provenance(embedding: torch.Tensor, tmp_path
     read, text = read_text_embedding(tmp_path / "text.pth")
     assert read.dtype == torch.float32
     torch.testing.assert_close(read, embedding.half().float(), rtol=0, atol=0)
-    assert (text.encoder, text.prompt_template) == (PUBLISHED_ENCODER, PUBLISHED_TEMPLATE)
+    assert (text.encoder, text.prompt_template, text.source) == (
+        PUBLISHED_ENCODER,
+        PUBLISHED_TEMPLATE,
+        PUBLISHED_SOURCE,
+    )
 
 
 def test_safetensors_brings_its_own(embedding: torch.Tensor, tmp_path: Path) -> None:
-    metadata = {"encoder": "CLIP ViT-L/14", "prompt_template": "A CT of the {}."}
+    metadata = {"encoder": "CLIP ViT-L/14", "prompt_template": "A CT of the {}.", "source": "our own"}
     save_file({"text_embedding": embedding}, tmp_path / "text.safetensors", metadata=metadata)
     read, text = read_text_embedding(tmp_path / "text.safetensors")
     torch.testing.assert_close(read, embedding, rtol=0, atol=0)
-    assert (text.encoder, text.prompt_template) == ("CLIP ViT-L/14", "A CT of the {}.")
+    assert (text.encoder, text.prompt_template, text.source) == ("CLIP ViT-L/14", "A CT of the {}.", "our own")
 
 
 def test_safetensors_without_metadata_is_of_unknown_origin(embedding: torch.Tensor, tmp_path: Path) -> None:
     save_file({"text_embedding": embedding}, tmp_path / "text.safetensors")
     _, text = read_text_embedding(tmp_path / "text.safetensors")
-    assert (text.encoder, text.prompt_template) == ("unknown", "unknown")
+    assert (text.encoder, text.prompt_template, text.source) == ("unknown", "unknown", "unknown")
 
 
 def test_hash_is_of_the_float32_bytes(embedding: torch.Tensor, tmp_path: Path) -> None:

@@ -91,8 +91,9 @@ class Canvas:
     def upsample(self, field: FloatArray) -> FloatArray:
         """A lattice field on this grid (X, Y, Z)."""
         wx, wy, wz = self._weights
-        out = np.matmul(wy, field @ wz.T)
-        return np.asarray((wx @ out.reshape(len(out), -1)).reshape(self.shape), np.float32)
+        out = wx @ field.reshape(len(field), -1)  # one large product for each axis, not one for each plane
+        out = (out.reshape(-1, field.shape[2]) @ wz.T).reshape(self.shape[0], field.shape[1], self.shape[2])
+        return np.asarray(np.matmul(wy, out), np.float32)
 
     @property
     def fields(self) -> Fields:
