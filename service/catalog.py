@@ -17,8 +17,9 @@ from typing import Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import ModelNotFound, UnknownLabel
+from service.errors import ModelNotFound
 from service.settings import Settings
+from service.targets import select
 
 PACKAGED_BUNDLES = Path(__file__).parent / "bundles"
 MANIFEST_SCHEMA_VERSION = 1
@@ -30,6 +31,14 @@ class _Tolerant(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class ModelCode(_Tolerant):
+    """A coded concept; scheme `SCT` is SNOMED CT."""
+
+    scheme: str = Field(description="Coding scheme designator, as in DICOM.", examples=["SCT"])
+    value: str = Field(description="The code.", examples=["64033007"])
+    meaning: str = Field(description="What it stands for.", examples=["Kidney"])
+
+
 class ModelLabel(_Tolerant):
     """One label of a model: an organ, or a lesion with the organs it can lie in."""
 
@@ -39,6 +48,8 @@ class ModelLabel(_Tolerant):
     kind: str = Field(description="`organ`, `tumor` or `cyst`.", examples=["tumor"])
     hosts: tuple[str, ...] = Field(default=(), description="Names of the organs a lesion of this label lies in.")
     color: tuple[int, int, int] = Field(description="Display colour, sRGB 0..255.", examples=[[192, 64, 64]])
+    type: ModelCode = Field(description="The organ, or what a lesion is; its code can be a job's target.")
+    laterality: ModelCode | None = Field(default=None, description="Side of a paired organ.")
 
 
 class ModelPreprocessing(_Tolerant):
@@ -72,12 +83,9 @@ class CatalogEntry:
         """`<name>-<version>`."""
         return f"{self.manifest.name}-{self.manifest.version}"
 
-    def require_labels(self, names: Sequence[str]) -> None:
-        """Raise UnknownLabel for the first of `names` that the model does not have."""
-        known = {label.name for label in self.manifest.labels}
-        for name in names:
-            if name not in known:
-                raise UnknownLabel(f"{self.id} has no label {name[:80]!r}; it has {', '.join(sorted(known))}.")
+    def require_targets(self, targets: Sequence[str] | None) -> None:
+        """Raise UnknownLabel for a target that means no label of the model (`service.targets`)."""
+        select(targets, self.manifest.labels, self.id)
 
 
 class Catalog:

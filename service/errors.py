@@ -163,6 +163,13 @@ class BundleInvalid(BundleError):
     title = "The bundle does not follow its schema"
 
 
+class PrecisionNotOffered(BundleError):
+    """The bundle has no backbone of the precision asked for."""
+
+    code = "precision-not-offered"
+    title = "The bundle does not offer this precision"
+
+
 class BundleTampered(BundleError):
     """A file's SHA-256 differs from the manifest's."""
 

@@ -34,7 +34,9 @@ class JobView(BaseModel):
     cancel_requested: bool = Field(description="A cancel was asked for and has not taken effect yet.")
     attempts: int = Field(description="How often a worker has started the job; above 1 after a worker's death.")
     model: str = Field(description="Model that runs, `<name>-<version>`.", examples=["viscera-compact-1.0.0"])
-    labels: tuple[str, ...] | None = Field(description="Labels asked for; null means all of the model's.")
+    targets: tuple[str, ...] | None = Field(
+        description="Labels, groups and codes asked for; null means all labels of the model."
+    )
     upload_bytes: int = Field(description="Size of the uploaded files together.")
     upload_files: int = Field(description="Number of uploaded files.")
     created_at: datetime = Field(description="UTC, as all times.")
@@ -64,7 +66,7 @@ class JobView(BaseModel):
             cancel_requested=job.cancel_requested and not job.status.terminal,
             attempts=job.attempts,
             model=job.model,
-            labels=job.request.labels,
+            targets=job.request.targets,
             upload_bytes=job.upload_bytes,
             upload_files=job.upload_files,
             created_at=job.created_at,
