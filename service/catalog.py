@@ -22,7 +22,9 @@ from service.settings import Settings
 from service.targets import select
 
 PACKAGED_BUNDLES = Path(__file__).parent / "bundles"
+PACKAGED_DEFAULT = "viscera-compact"
 MANIFEST_SCHEMA_VERSION = 1
+_DEFAULT_FILE = "default"  # in the data folder's models: the id or name of the default model
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +54,12 @@ class ModelLabel(_Tolerant):
     laterality: ModelCode | None = Field(default=None, description="Side of a paired organ.")
 
 
+class ModelPrecision(_Tolerant):
+    """One form of a model's backbone."""
+
+    name: str
+
+
 class ModelPreprocessing(_Tolerant):
     """The grid that the model works on."""
 
@@ -68,6 +76,7 @@ class Manifest(_Tolerant):
     licence: str
     labels: tuple[ModelLabel, ...]
     preprocessing: ModelPreprocessing
+    precisions: tuple[ModelPrecision, ...]
 
 
 @dataclass(frozen=True)
@@ -97,8 +106,9 @@ class Catalog:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """The operator's bundle folders first, then the bundles shipped with the package."""
-        return cls((*settings.bundles_dir, PACKAGED_BUNDLES), settings.default_model)
+        """The operator's folders first, then what was pulled, then the bundles shipped with the package."""
+        folders = (*settings.bundles_dir, settings.models_dir, PACKAGED_BUNDLES)
+        return cls(folders, settings.default_model or chosen_default(settings.models_dir))
 
     def entries(self) -> tuple[CatalogEntry, ...]:
         """Every readable bundle, by name and then newest first; an unreadable one is logged and left out."""
@@ -131,6 +141,22 @@ class Catalog:
             return self.find().id
         except ModelNotFound:
             return None
+
+
+def chosen_default(models_dir: Path) -> str:
+    """The model that `viscera models default` chose, or the one shipped with the package."""
+    try:
+        return (models_dir / _DEFAULT_FILE).read_text(encoding="utf-8").strip() or PACKAGED_DEFAULT
+    except (OSError, UnicodeDecodeError):
+        return PACKAGED_DEFAULT
+
+
+def choose_default(models_dir: Path, model: str) -> None:
+    """Make a model the default of this data folder; a service takes it up when it starts."""
+    models_dir.mkdir(parents=True, exist_ok=True)
+    part = models_dir / f".{_DEFAULT_FILE}.part"
+    part.write_text(f"{model}\n", encoding="utf-8")
+    part.replace(models_dir / _DEFAULT_FILE)
 
 
 def _read_entry(path: Path) -> CatalogEntry | None:

@@ -156,6 +156,20 @@ class BundleNotFound(BundleError):
     title = "Bundle not found"
 
 
+class PullFailed(BundleError):
+    """Published weights could not be fetched or made into a bundle."""
+
+    code = "pull-failed"
+    title = "The model could not be pulled"
+
+
+class ModelInUse(BundleError):
+    """The model cannot be removed: it came with the package, or is the default."""
+
+    code = "model-in-use"
+    title = "The model cannot be removed"
+
+
 class BundleInvalid(BundleError):
     """The manifest or a file of the bundle does not follow the schema."""
 

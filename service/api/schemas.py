@@ -111,6 +111,7 @@ class ModelView(BaseModel):
     licence: str = Field(examples=["Apache-2.0"])
     sha256: str = Field(description="SHA-256 of the bundle's manifest, as in a result's provenance.")
     spacing_mm: tuple[float, float, float] = Field(description="Voxel spacing of the grid the model works on.")
+    precisions: tuple[str, ...] = Field(description="Precisions that the model offers.", examples=[["fp32"]])
     labels: tuple[ModelLabel, ...]
     default: bool = Field(description="Used when a request names no model.")
 
@@ -127,6 +128,7 @@ class ModelView(BaseModel):
             licence=manifest.licence,
             sha256=entry.sha256,
             spacing_mm=manifest.preprocessing.spacing_mm,
+            precisions=tuple(precision.name for precision in manifest.precisions),
             labels=manifest.labels,
             default=entry.id == default_id,
         )

@@ -153,15 +153,65 @@ def demo_command(
     return demo(study, request_of(_split(targets)), out=out)
 
 
-@app.command("models")
+models_app = typer.Typer(help="The models that jobs can ask for.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Id or name of a model.")]
+
+
+@models_app.command("list")
 @_exits
-def models_command(
+def models_list_command(
     url: Annotated[str | None, typer.Option(help="Ask this service instead of looking here.")] = None,
 ) -> int:
-    """List the models that jobs can ask for."""
-    from service.cli.models import print_models
+    """List the models."""
+    from service.cli.models import list_models
 
-    return print_models(url)
+    return list_models(url)
+
+
+@models_app.command("show")
+@_exits
+def models_show_command(model: ModelArgument) -> int:
+    """Show one model with its labels."""
+    from service.cli.models import show_model
+
+    return show_model(model)
+
+
+@models_app.command("default")
+@_exits
+def models_default_command(model: ModelArgument) -> int:
+    """Make a model the one for requests that name none."""
+    from service.cli.models import set_default
+
+    return set_default(model)
+
+
+@models_app.command("remove")
+@_exits
+def models_remove_command(model: ModelArgument) -> int:
+    """Delete an installed model."""
+    from service.cli.models import remove_model
+
+    return remove_model(model)
+
+
+@models_app.command("pull")
+@_exits
+def models_pull_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="universal-swin-unetr, universal-unet, ...")],
+    version: Annotated[str, typer.Option(help="Semantic version that the bundle gets.")] = "1.0.0",
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Accept the licence of the weights without being asked.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="The published file, fetched before; nothing is downloaded then.")
+    ] = None,
+) -> int:
+    """Fetch published weights and install them as a model."""
+    from service.cli.pull import pull
+
+    return pull(name, version=version, accept_licence=accept_licence, weights=weights)
 
 
 @app.command("doctor")

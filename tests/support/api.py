@@ -57,6 +57,7 @@ def write_model(folder: Path, name: str = "viscera-compact", version: str = "1.0
         "licence": "Apache-2.0",
         "labels": labels,
         "preprocessing": {"spacing_mm": [2.0, 2.0, 2.0]},
+        "precisions": [{"name": "fp32"}],
     }
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     return bundle
