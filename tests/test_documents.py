@@ -25,6 +25,8 @@ from service.inference.manifest import KeepLargest, Label, Manifest, MaxComponen
 from service.progress import Stage
 from service.reporting.schema import Findings
 from service.settings import PREFIX, Settings
+from training.prompts import TEMPLATES
+from training.text_encoder import ENCODERS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -263,6 +265,14 @@ def test_bundle_document_names_every_key_and_rule() -> None:
     for rule in (KeepLargest, WithinHosts, MinVolume, MaxComponents):
         names |= {rule.model_fields["rule"].default, *rule.model_fields} - {"rule"}
     assert {name for name in names if f"`{name}`" not in document} == set()
+
+
+def test_text_document_names_every_template_and_encoder() -> None:
+    document = text_of(ROOT / "docs" / "text-embeddings.md")
+    assert [name for name in (*TEMPLATES, *ENCODERS) if f"`{name}`" not in document] == []
+    assert [
+        text for name, text in TEMPLATES.items() if name != "published" and f'`{name}` "{text}"' not in document
+    ] == []
 
 
 # The documents themselves
