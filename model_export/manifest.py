@@ -60,7 +60,7 @@ def file_entry(path: Path) -> JsonObject:
     return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
 
 
-def label_entry(name: str, names: Collection[str]) -> JsonObject:
+def label_entry(name: str, names: Collection[str], threshold: float = THRESHOLD) -> JsonObject:
     """A label with its codes, threshold and rules, in a bundle of the labels `names`. KeyError for an unknown name."""
     label = BY_NAME[name]
     return {
@@ -74,7 +74,7 @@ def label_entry(name: str, names: Collection[str]) -> JsonObject:
         "type": _code(label.type),
         "laterality": _code(label.laterality),
         "anatomic_region": _code(label.anatomic_region),
-        "threshold": THRESHOLD,
+        "threshold": threshold,
         "postprocessing": {
             rule_set: [_rule(rule) for rule in rules if companions(rule) <= set(names)]
             for rule_set, rules in rules_by_name(label).items()
@@ -136,7 +136,10 @@ def build_manifest(
         "intended_use": intended_use,
         "licence": licence,
         "files": files,
-        "labels": [label_entry(label_name, checkpoint.label_names) for label_name in checkpoint.label_names],
+        "labels": [
+            label_entry(label_name, checkpoint.label_names, checkpoint.thresholds.get(label_name, THRESHOLD))
+            for label_name in checkpoint.label_names
+        ],
         "preprocessing": {
             "orientation": "RAS",
             "spacing_mm": list(config.spacing_mm),

@@ -27,7 +27,7 @@ from typing import Literal, TypeAlias
 
 from training.labels import Label, LabelKind
 
-THRESHOLD = 0.5  # of the probability, for every label, as in the reference
+THRESHOLD = 0.5  # of the probability, as in the reference, for a label that its checkpoint states none for
 
 _REFERENCE_VOXEL_MM3 = 1.5**3
 _REFERENCE_REACH_MM = 2 * 1.5  # the half-width of the 5x5x5 structuring element, beyond its centre
