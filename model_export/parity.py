@@ -46,7 +46,7 @@ class EngineParity:
 
 
 def parity_windows(config: ModelConfig, size_multiple: int) -> dict[str, Array]:
-    """Windows that differ in content and batch, in size too where the graph leaves it free; normalised for the model."""
+    """Windows that differ in content and batch, in size too where the graph leaves it free; normalised."""
     low, high = config.output_range
     fixed = fixed_window(config)
     small = fixed or (3 * size_multiple,) * 3

@@ -12,7 +12,8 @@ class ModelConfig(BaseModel):
     """How to build the network and how its input is prepared. Kept in the checkpoint, copied into the bundle.
 
     `channels` is for `compact` alone. `feature_size` is the number of decoder channels of the other architectures,
-    which sets all their widths; None: as published. `patch_merging` is for `swin_unetr`: which corners of a block are joined.
+    which sets all their widths; None: as published. `patch_merging` is for `swin_unetr`: which corners of a block are
+    joined, `complete` for new training, `duplicated` for published weights.
     `spacing_mm` is per axis of the RAS grid; HU are clipped to `intensity_range_hu` and mapped linearly to
     `output_range`.
     `roi_size` is the sliding window in voxels, each a multiple of `size_multiple`.
