@@ -161,7 +161,7 @@ def _load(published: Mapping[str, Tensor], file: str) -> UniversalModel:
         if key in state:
             raise KeysMismatch(f"{file} holds {names[key]} and {name}, two names of the same weights.")
         names[key], state[key] = name, tensor.float() if tensor.is_floating_point() else tensor
-    backbone = _recognise(state, file)
+    backbone = _recognise(names, file)
     if state.get("controller.weight", torch.empty(0)).shape[2:] == (1, 1, 1):
         state["controller.weight"] = state["controller.weight"].flatten(1)
     learned = any(name.endswith(LEARNED_EMBEDDING) for name in published)
@@ -172,13 +172,14 @@ def _load(published: Mapping[str, Tensor], file: str) -> UniversalModel:
     return model.eval()
 
 
-def _recognise(state: Mapping[str, Tensor], file: str) -> PublishedBackbone:
-    found = [backbone for backbone in BACKBONES if any(key.startswith(f"backbone.{backbone.mark}") for key in state)]
+def _recognise(names: Mapping[str, str], file: str) -> PublishedBackbone:
+    """The one backbone whose keys are among ours, which `names` maps to those in the file."""
+    found = [backbone for backbone in BACKBONES if any(key.startswith(f"backbone.{backbone.mark}") for key in names)]
     if len(found) != 1:
         known = ", ".join(backbone.architecture for backbone in BACKBONES)
         raise NetworkUnknown(
             f"{file} holds the weights of another network: its keys are not those of one of {known}; it has "
-            f"{_some(map(published_key, state))}."
+            f"{_some(names.values())}."
         )
     return found[0]
 

@@ -106,7 +106,7 @@ def corner_numbers() -> Tensor:
 def test_corners_that_are_joined() -> None:
     complete = MergePatches(1, "complete").join(corner_numbers()).flatten()
     assert complete.tolist() == [0, 4, 2, 1, 6, 5, 3, 7]
-    # Published weights: the corners 2 and 1 twice; 6 and 3, which lie across from them, never.
+    # Published weights: the corners 2 and 1 twice, 6 and 3 never.
     duplicated = MergePatches(1, "duplicated").join(corner_numbers()).flatten()
     assert duplicated.tolist() == [0, 4, 2, 1, 5, 2, 1, 7]
 
