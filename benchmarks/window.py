@@ -37,7 +37,7 @@ def main() -> None:
     reference = None
     for name in ("openvino", "onnxruntime"):
         try:
-            predictor = Predictor(bundle, open_engine(bundle, name, arguments.threads))
+            predictor = Predictor(bundle, open_engine(bundle, name, threads=arguments.threads))
         except EngineUnavailable as error:
             print(f"{name:12s} {error.detail}")
             continue

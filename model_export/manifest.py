@@ -6,7 +6,7 @@ The form is `bundle.schema.json`, which is copied into each bundle; a manifest t
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from datetime import datetime
 from importlib import resources
@@ -17,9 +17,9 @@ from jsonschema import Draft202012Validator
 
 from model_export.errors import ManifestInvalid
 from model_export.parity import EngineParity
-from model_export.rules import THRESHOLD, postprocessing_rules
+from model_export.rules import THRESHOLD, Rule, companions, rules_by_name
 from training.checkpoint import Checkpoint
-from training.labels import BY_NAME, Code, Label
+from training.labels import BY_NAME, Code
 from training.networks.universal import EMBEDDING_CHANNELS, FEATURE_CHANNELS, UniversalModel, count_parameters
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -60,8 +60,8 @@ def file_entry(path: Path) -> JsonObject:
     return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
 
 
-def label_entry(name: str) -> JsonObject:
-    """A label with its codes, threshold and rules. Raises KeyError for an unknown name."""
+def label_entry(name: str, names: Collection[str], threshold: float = THRESHOLD) -> JsonObject:
+    """A label with its codes, threshold and rules, in a bundle of the labels `names`. KeyError for an unknown name."""
     label = BY_NAME[name]
     return {
         "index": label.index,
@@ -74,8 +74,11 @@ def label_entry(name: str) -> JsonObject:
         "type": _code(label.type),
         "laterality": _code(label.laterality),
         "anatomic_region": _code(label.anatomic_region),
-        "threshold": THRESHOLD,
-        "postprocessing": _rules(label),
+        "threshold": threshold,
+        "postprocessing": {
+            rule_set: [_rule(rule) for rule in rules if companions(rule) <= set(names)]
+            for rule_set, rules in rules_by_name(label).items()
+        },
     }
 
 
@@ -133,7 +136,10 @@ def build_manifest(
         "intended_use": intended_use,
         "licence": licence,
         "files": files,
-        "labels": [label_entry(label_name) for label_name in checkpoint.label_names],
+        "labels": [
+            label_entry(label_name, checkpoint.label_names, checkpoint.thresholds.get(label_name, THRESHOLD))
+            for label_name in checkpoint.label_names
+        ],
         "preprocessing": {
             "orientation": "RAS",
             "spacing_mm": list(config.spacing_mm),
@@ -171,5 +177,5 @@ def _code(code: Code | None) -> JsonObject | None:
     return None if code is None else {"scheme": _CODING_SCHEME, "value": code.value, "meaning": code.meaning}
 
 
-def _rules(label: Label) -> list[JsonObject]:
-    return [asdict(rule) for rule in postprocessing_rules(label)]
+def _rule(rule: Rule) -> JsonObject:
+    return {key: value for key, value in asdict(rule).items() if value is not None}

@@ -27,7 +27,7 @@ from typing import Literal, TypeAlias
 
 from training.labels import Label, LabelKind
 
-THRESHOLD = 0.5  # of the probability, for every label, as in the reference
+THRESHOLD = 0.5  # of the probability, as in the reference, for a label that its checkpoint states none for
 
 _REFERENCE_VOXEL_MM3 = 1.5**3
 _REFERENCE_REACH_MM = 2 * 1.5  # the half-width of the 5x5x5 structuring element, beyond its centre
@@ -48,6 +48,7 @@ class WithinHosts:
     rule: Literal["within_hosts"] = "within_hosts"
     closing_mm: float
     dilation_mm: float
+    components: int | None = None  # of the hosts as predicted; None: the hosts after their own rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,24 @@ class MaxComponents:
     count: int
 
 
-Rule: TypeAlias = KeepLargest | WithinHosts | MinVolume | MaxComponents
+@dataclass(frozen=True, kw_only=True)
+class SideOfPair:
+    """Of this label and its partner as predicted, joined: the two largest components, told apart by their position."""
+
+    rule: Literal["side_of_pair"] = "side_of_pair"
+    partner: str
+    side: Literal["left", "right"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutBelow:
+    """Drop what lies below the lowest slice of an organ."""
+
+    rule: Literal["cut_below"] = "cut_below"
+    organ: str
+
+
+Rule: TypeAlias = KeepLargest | WithinHosts | MinVolume | MaxComponents | SideOfPair | CutBelow
 
 
 @dataclass(frozen=True)
@@ -106,3 +124,40 @@ def postprocessing_rules(label: Label) -> tuple[Rule, ...]:
         MinVolume(ml=limits.min_ml),
         MaxComponents(count=limits.max_components),
     )
+
+
+#: Lesions that the reference limits to their hosts, and how many components of the hosts it takes.
+_REFERENCE_HOST_COMPONENTS = {"kidney_tumor": 2, "liver_tumor": 1}
+
+
+def reference_rules(label: Label) -> tuple[Rule, ...]:
+    """The rules of the published implementation for one label, where it crashes doing nothing instead.
+
+    Its size and number limits of lesions are not in force there; an empty pancreas, at which it stops, cuts nothing.
+    """
+    if label.name in _REFERENCE_HOST_COMPONENTS:
+        reach = _REFERENCE_REACH_MM
+        return (WithinHosts(closing_mm=reach, dilation_mm=reach, components=_REFERENCE_HOST_COMPONENTS[label.name]),)
+    if label.kind is not LabelKind.ORGAN or label.name == "hepatic_vessel":
+        return ()
+    if label.name == "portal_and_splenic_vein":
+        return (CutBelow(organ="pancreas"),)
+    if label.name == "lung_right":
+        return (SideOfPair(partner="lung_left", side="right"),)
+    if label.name == "lung_left":
+        return (SideOfPair(partner="lung_right", side="left"),)
+    return (KeepLargest(count=1),)
+
+
+def companions(rule: Rule) -> frozenset[str]:
+    """The organs that a rule names itself; in a bundle without them it has no meaning."""
+    match rule:
+        case SideOfPair(partner=name) | CutBelow(organ=name):
+            return frozenset({name})
+        case _:
+            return frozenset()
+
+
+def rules_by_name(label: Label) -> dict[str, tuple[Rule, ...]]:
+    """All rule sets of one label, by the name that a request chooses them by."""
+    return {"viscera": postprocessing_rules(label), "reference": reference_rules(label)}

@@ -17,17 +17,28 @@ from typing import Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import ModelNotFound, UnknownLabel
+from service.errors import ModelNotFound
 from service.settings import Settings
+from service.targets import select
 
 PACKAGED_BUNDLES = Path(__file__).parent / "bundles"
+PACKAGED_DEFAULT = "viscera-compact"
 MANIFEST_SCHEMA_VERSION = 1
+_DEFAULT_FILE = "default"  # in the data folder's models: the id or name of the default model
 
 log = structlog.get_logger(__name__)
 
 
 class _Tolerant(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ModelCode(_Tolerant):
+    """A coded concept; scheme `SCT` is SNOMED CT."""
+
+    scheme: str = Field(description="Coding scheme designator, as in DICOM.", examples=["SCT"])
+    value: str = Field(description="The code.", examples=["64033007"])
+    meaning: str = Field(description="What it stands for.", examples=["Kidney"])
 
 
 class ModelLabel(_Tolerant):
@@ -39,6 +50,14 @@ class ModelLabel(_Tolerant):
     kind: str = Field(description="`organ`, `tumor` or `cyst`.", examples=["tumor"])
     hosts: tuple[str, ...] = Field(default=(), description="Names of the organs a lesion of this label lies in.")
     color: tuple[int, int, int] = Field(description="Display colour, sRGB 0..255.", examples=[[192, 64, 64]])
+    type: ModelCode = Field(description="The organ, or what a lesion is; its code can be a job's target.")
+    laterality: ModelCode | None = Field(default=None, description="Side of a paired organ.")
+
+
+class ModelPrecision(_Tolerant):
+    """One form of a model's backbone."""
+
+    name: str
 
 
 class ModelPreprocessing(_Tolerant):
@@ -57,6 +76,7 @@ class Manifest(_Tolerant):
     licence: str
     labels: tuple[ModelLabel, ...]
     preprocessing: ModelPreprocessing
+    precisions: tuple[ModelPrecision, ...]
 
 
 @dataclass(frozen=True)
@@ -72,12 +92,9 @@ class CatalogEntry:
         """`<name>-<version>`."""
         return f"{self.manifest.name}-{self.manifest.version}"
 
-    def require_labels(self, names: Sequence[str]) -> None:
-        """Raise UnknownLabel for the first of `names` that the model does not have."""
-        known = {label.name for label in self.manifest.labels}
-        for name in names:
-            if name not in known:
-                raise UnknownLabel(f"{self.id} has no label {name[:80]!r}; it has {', '.join(sorted(known))}.")
+    def require_targets(self, targets: Sequence[str] | None) -> None:
+        """Raise UnknownLabel for a target that means no label of the model (`service.targets`)."""
+        select(targets, self.manifest.labels, self.id)
 
 
 class Catalog:
@@ -89,8 +106,9 @@ class Catalog:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """The operator's bundle folders first, then the bundles shipped with the package."""
-        return cls((*settings.bundles_dir, PACKAGED_BUNDLES), settings.default_model)
+        """The operator's folders first, then what was pulled, then the bundles shipped with the package."""
+        folders = (*settings.bundles_dir, settings.models_dir, PACKAGED_BUNDLES)
+        return cls(folders, settings.default_model or chosen_default(settings.models_dir))
 
     def entries(self) -> tuple[CatalogEntry, ...]:
         """Every readable bundle, by name and then newest first; an unreadable one is logged and left out."""
@@ -123,6 +141,22 @@ class Catalog:
             return self.find().id
         except ModelNotFound:
             return None
+
+
+def chosen_default(models_dir: Path) -> str:
+    """The model that `viscera models default` chose, or the one shipped with the package."""
+    try:
+        return (models_dir / _DEFAULT_FILE).read_text(encoding="utf-8").strip() or PACKAGED_DEFAULT
+    except (OSError, UnicodeDecodeError):
+        return PACKAGED_DEFAULT
+
+
+def choose_default(models_dir: Path, model: str) -> None:
+    """Make a model the default of this data folder; a service takes it up when it starts."""
+    models_dir.mkdir(parents=True, exist_ok=True)
+    part = models_dir / f".{_DEFAULT_FILE}.part"
+    part.write_text(f"{model}\n", encoding="utf-8")
+    part.replace(models_dir / _DEFAULT_FILE)
 
 
 def _read_entry(path: Path) -> CatalogEntry | None:

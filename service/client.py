@@ -70,7 +70,9 @@ class Viscera:
         files: Sequence[Path],
         *,
         model: str | None = None,
-        labels: Sequence[str] = (),
+        targets: Sequence[str] = (),
+        overlap: float | None = None,
+        postprocessing: str | None = None,
         on_sent: Callable[[int], None] | None = None,
     ) -> JobDocument:
         """The new job for one study: one NIfTI file, one zip, or all files of a DICOM study.
@@ -78,15 +80,18 @@ class Viscera:
         Args:
             files: the study's files; they are read while they are sent.
             model: id or name of a model of the service; its default otherwise.
-            labels: names of the labels to segment; all of the model's otherwise.
+            targets: labels, groups or codes to segment; all labels of the model otherwise.
+            overlap: of neighbouring windows, 0 to 0.9; the model's own otherwise.
+            postprocessing: `viscera`, `reference` or `none`; the service's default otherwise.
             on_sent: called with the number of bytes read for sending so far.
 
         Raises:
             ProblemError: the service refused the upload.
             UnreachableError: nothing answers.
         """
-        fields = [("model", model)] if model else []
-        fields += [("labels", label) for label in labels]
+        choices = {"model": model, "overlap": overlap, "postprocessing": postprocessing}
+        fields = [(name, str(value)) for name, value in choices.items() if value is not None]
+        fields += [("targets", target) for target in targets]
         form = _Form(fields, files, on_sent)
         headers = {"Content-Type": form.content_type, "Content-Length": str(form.length)}
         response = self._request("POST", "/v1/jobs", content=iter(form), headers=headers)

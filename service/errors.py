@@ -156,11 +156,32 @@ class BundleNotFound(BundleError):
     title = "Bundle not found"
 
 
+class PullFailed(BundleError):
+    """Published weights could not be fetched or made into a bundle."""
+
+    code = "pull-failed"
+    title = "The model could not be pulled"
+
+
+class ModelInUse(BundleError):
+    """The model cannot be removed: it came with the package, or is the default."""
+
+    code = "model-in-use"
+    title = "The model cannot be removed"
+
+
 class BundleInvalid(BundleError):
     """The manifest or a file of the bundle does not follow the schema."""
 
     code = "bundle-invalid"
     title = "The bundle does not follow its schema"
+
+
+class PrecisionNotOffered(BundleError):
+    """The bundle has no backbone of the precision asked for."""
+
+    code = "precision-not-offered"
+    title = "The bundle does not offer this precision"
 
 
 class BundleTampered(BundleError):

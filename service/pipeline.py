@@ -39,8 +39,8 @@ def segment_study(
     """
     watch = Stopwatch(progress)
     manifest = model.bundle.manifest
-    labels = model.bundle.labels_named(request.labels)
-    predictor = model.predictor.for_labels(request.labels)
+    labels = model.bundle.labels_for(request.targets)
+    predictor = model.predictor.for_labels(labels, request.postprocessing)
 
     watch(Stage.READING, 0.0)
     with tempfile.TemporaryDirectory(prefix=".reading-", dir=out_dir) as scratch:
@@ -52,7 +52,12 @@ def segment_study(
     windows = manifest.sliding_window.with_overlap(request.overlap)
     logits = predict_windows(network_input, predictor, windows, watch)
     masks = restore_masks(
-        logits, labels, onto=volume.geometry, mask_interpolation=manifest.mask_interpolation, progress=watch
+        logits,
+        labels,
+        onto=volume.geometry,
+        mask_interpolation=manifest.mask_interpolation,
+        postprocessing=request.postprocessing,
+        progress=watch,
     )
     findings = measure(volume, masks, _provenance(volume, masks, model, request), watch)
     findings = _with_timings(findings, watch)
@@ -66,6 +71,7 @@ def _provenance(volume: Volume, masks: Masks, model: Model, request: Segmentatio
         bundle=BundleReference(name=manifest.name, version=manifest.version, sha256=model.bundle.sha256),
         software_version=version("viscera"),
         engine=model.predictor.engine.name,
+        precision=model.predictor.engine.precision,
         settings=request.model_dump(mode="json"),
         input_sha256=volume.input_sha256,
         mask_sha256=masks.sha256,

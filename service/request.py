@@ -1,10 +1,19 @@
 """What a caller may choose about one segmentation."""
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-LabelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
+Target = Annotated[str, StringConstraints(pattern=r"^[^\s,]{1,80}$")]
+
+
+class PostProcessing(StrEnum):
+    """Which of a model's rules clean its masks."""
+
+    VISCERA = "viscera"  #: ours: every lesion type within its hosts, each lung for itself
+    REFERENCE = "reference"  #: those of the published implementation, without its crashes
+    NONE = "none"  #: thresholded probabilities as they are
 
 
 class SegmentationRequest(BaseModel):
@@ -12,11 +21,15 @@ class SegmentationRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    labels: tuple[LabelName, ...] | None = Field(
+    targets: tuple[Target, ...] | None = Field(
         default=None,
         min_length=1,
         max_length=32,
-        description="The labels to segment, by name; all labels of the model when absent.",
+        description=(
+            "What to segment: names of labels, groups (`organs`, `tumors`, `cysts`, `lesions`, `all`) or SNOMED CT "
+            "codes of structures; all labels of the model when absent."
+        ),
+        examples=[["liver", "tumors", "SCT:64033007"]],
     )
     overlap: float | None = Field(
         default=None,
@@ -24,10 +37,14 @@ class SegmentationRequest(BaseModel):
         le=0.9,
         description="Overlap of neighbouring windows, as a fraction of a window; the model's own when absent.",
     )
+    postprocessing: PostProcessing = Field(
+        default=PostProcessing.VISCERA,
+        description="Rules that clean the masks: `viscera`, `reference` (the published implementation's), or `none`.",
+    )
 
-    @field_validator("labels")
+    @field_validator("targets")
     @classmethod
-    def _labels_are_unique(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if labels is not None and len(set(labels)) != len(labels):
-            raise ValueError("A label is named twice.")
-        return labels
+    def _targets_are_unique(cls, targets: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if targets is not None and len(set(targets)) != len(targets):
+            raise ValueError("A target is named twice.")
+        return targets

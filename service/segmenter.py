@@ -12,7 +12,7 @@ import structlog
 
 from service.catalog import Catalog, CatalogEntry
 from service.imaging.limits import ReadLimits
-from service.inference.model import Model, load_model
+from service.inference.model import Model, load_bundle
 from service.jobs.job import Notice
 from service.pipeline import segment_study
 from service.progress import Progress
@@ -60,7 +60,12 @@ class WarmSegmenter:
         with self._loading:
             if self._loaded is None or self._loaded[0] != entry:
                 self._loaded = None  # two models need not fit in memory
-                model = load_model(entry.path, self._settings.engine, self._settings.threads)
+                model = load_bundle(
+                    entry.path,
+                    engine=self._settings.engine,
+                    precision=self._settings.precision,
+                    threads=self._settings.threads,
+                )
                 self._loaded = (entry, model)
                 log.info("model.ready", model=entry.id, sha256=entry.sha256)
             return self._loaded[1]

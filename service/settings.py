@@ -35,15 +35,21 @@ class Settings(BaseSettings):
     )
     bundles_dir: list[Path] = Field(
         default_factory=list,
-        description="Folders searched for model bundles besides the one shipped with the package (JSON list).",
+        description="Folders searched for model bundles, before the data folder's and the one shipped with the package "
+        "(JSON list).",
     )
 
     # Models
-    default_model: str = Field(
-        default="viscera-compact", description="Bundle used when a request names none; loaded at start."
+    default_model: str | None = Field(
+        default=None,
+        description="Model used when a request names none, loaded at start; unset: the one that "
+        "`viscera models default` chose, or viscera-compact.",
     )
     engine: Literal["auto", "openvino", "onnxruntime"] = Field(
         default="auto", description="Inference engine; auto takes OpenVINO where it is installed."
+    )
+    precision: str = Field(
+        default="fp32", description="Precision of the backbone, one of those that the bundles offer."
     )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the inference engine; unset: all cores of the machine."
@@ -107,6 +113,11 @@ class Settings(BaseSettings):
     def embedded_broker(self) -> bool:
         """True when the queue is a folder of this machine and needs no server."""
         return self.broker_url.startswith("atomicfs:")
+
+    @property
+    def models_dir(self) -> Path:
+        """Folder of the bundles that `viscera models pull` installs, and of the choice of the default."""
+        return self.data_dir / "models"
 
     @property
     def broker_dir(self) -> Path:

@@ -25,6 +25,8 @@ from service.inference.manifest import KeepLargest, Label, Manifest, MaxComponen
 from service.progress import Stage
 from service.reporting.schema import Findings
 from service.settings import PREFIX, Settings
+from training.prompts import TEMPLATES
+from training.text_encoder import ENCODERS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -120,7 +122,7 @@ def test_every_variable_that_is_named_is_read(document: Path) -> None:
 def test_defaults_in_the_readme_are_those_of_the_settings() -> None:
     rows = re.findall(r"^\| `VISCERA_(\w+)` \| `?([\w.:/\[\]-]+)`? \|", text_of(README), re.MULTILINE)
     defaults = {name.upper(): Settings.model_fields[name].get_default(call_default_factory=False) for name in
-                ("broker_url", "default_model", "engine", "max_upload_files", "max_expansion_ratio", "lease_seconds",
+                ("broker_url", "engine", "precision", "max_upload_files", "max_expansion_ratio", "lease_seconds",
                  "max_attempts", "sweep_seconds", "redispatch_seconds", "job_time_limit_seconds", "orphan_seconds",
                  "shutdown_grace_seconds", "segmenter", "host", "port", "log_json", "log_level")}  # fmt: skip
     shown = dict(rows)
@@ -159,9 +161,14 @@ def test_every_command_and_option_exists(document: Path) -> None:
         if call is None:
             continue
         group = COMMANDS[call[1]]
+        words = shlex.split(call[3])
         assert call[2] in group.commands, line
-        options = {name for parameter in group.commands[call[2]].params for name in parameter.opts}
-        assert {word for word in shlex.split(call[3]) if word.startswith("--")} - options == set(), line
+        command = group.commands[call[2]]
+        if words and hasattr(command, "commands"):  # a group of its own, such as `viscera models`
+            assert words[0] in command.commands, line
+            command = command.commands[words[0]]
+        options = {name for parameter in command.params for name in parameter.opts}
+        assert {word for word in words if word.startswith("--")} - options == set(), line
 
 
 def test_readme_names_every_command_of_viscera() -> None:
@@ -258,6 +265,14 @@ def test_bundle_document_names_every_key_and_rule() -> None:
     for rule in (KeepLargest, WithinHosts, MinVolume, MaxComponents):
         names |= {rule.model_fields["rule"].default, *rule.model_fields} - {"rule"}
     assert {name for name in names if f"`{name}`" not in document} == set()
+
+
+def test_text_document_names_every_template_and_encoder() -> None:
+    document = text_of(ROOT / "docs" / "text-embeddings.md")
+    assert [name for name in (*TEMPLATES, *ENCODERS) if f"`{name}`" not in document] == []
+    assert [
+        text for name, text in TEMPLATES.items() if name != "published" and f'`{name}` "{text}"' not in document
+    ] == []
 
 
 # The documents themselves

@@ -36,8 +36,21 @@ def draw_sample(case: Case, config: ModelConfig, patch: int, rng: np.random.Gene
     return Sample(
         image=normalise(hu, config)[None],
         occupancy=occupancy_at_stride_2(codes, case.labels),
-        supervised=(case.supervised >> np.arange(32) & 1).astype(np.bool_),
+        supervised=_supervised(case),
     )
+
+
+def plain_sample(case: Case, config: ModelConfig, corner: tuple[int, int, int], rng: np.random.Generator) -> Sample:
+    """The window of `roi_size` voxels at `corner` as it lies in the case, air beyond it, as one random acquisition."""
+    codes = np.full(config.roi_size, _air(case), np.uint8)
+    inside = case.codes[tuple(slice(start, start + edge) for start, edge in zip(corner, config.roi_size, strict=True))]
+    codes[tuple(slice(0, n) for n in inside.shape)] = inside
+    hu = _scan(case.tissues[codes], config.spacing_mm[0], rng)
+    return Sample(normalise(hu, config)[None], occupancy_at_stride_2(codes, case.labels), _supervised(case))
+
+
+def _supervised(case: Case) -> NDArray[np.bool_]:
+    return (case.supervised >> np.arange(32) & 1).astype(np.bool_)
 
 
 def normalise(hu: NDArray[np.float32], config: ModelConfig) -> NDArray[np.float32]:

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model in eval mode. `training` is JSON-ready provenance; `sha256` is of the file."""
+    """A trained model in eval mode. `training` is JSON-ready provenance; `sha256` is of the file.
+
+    `thresholds` are on the probability, by label; a label without one has 0.5.
+    """
 
     model: UniversalModel
     config: ModelConfig
@@ -31,6 +35,7 @@ class Checkpoint:
     text: TextProvenance
     training: dict[str, Any]
     sha256: str
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -40,6 +45,7 @@ def save_checkpoint(
     label_names: tuple[str, ...],
     text: TextProvenance,
     training: dict[str, Any],
+    thresholds: Mapping[str, float] | None = None,
     resume: dict[str, Any] | None = None,
 ) -> None:
     """Writes one checkpoint atomically. `resume` holds optimiser, scheduler and step, when training may go on."""
@@ -52,6 +58,7 @@ def save_checkpoint(
         "label_names": list(label_names),
         "text": asdict(text),
         "training": training,
+        "thresholds": dict(thresholds or {}),
         "resume": resume,
     }
     with part.open("wb") as file:
@@ -91,4 +98,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
         text=TextProvenance(**content["text"]),
         training=content["training"],
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        thresholds=content.get("thresholds", {}),
     )

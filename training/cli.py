@@ -1,5 +1,6 @@
 """The `viscera-train` command."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from rich.markup import escape
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Train, evaluate and make phantoms.",
+    help="Train, evaluate, make phantoms and text features.",
     pretty_exceptions_enable=False,
 )
 console = Console()
@@ -77,6 +78,37 @@ def phantom_command(
         console.print(f"{len(write_dicom(phantom, out))} slices in {out}")
     else:
         console.print(f"{write_nifti(phantom, out)}")
+
+
+@app.command("embed")
+def embed_command(
+    weights: Annotated[Path, typer.Option(help="Folder with the files of the text encoder; nothing is fetched.")],
+    out: Annotated[Path, typer.Option(help="File to write (.safetensors), for `train --text-embeddings`.")],
+    template: Annotated[
+        str, typer.Option(help="V1, V2 or V3 of the paper, `published` (V3 without period), or a text with one {}.")
+    ] = "published",
+    names: Annotated[
+        Path | None, typer.Option(help="Text file with one name per line; the 32 labels if absent.")
+    ] = None,
+    encoder: Annotated[str, typer.Option(help="Kind of the encoder.")] = "clip",
+    source: Annotated[
+        str | None, typer.Option(help="Where the weights came from, for the record; their folder's name if absent.")
+    ] = None,
+) -> None:
+    """Write the text features of the labels, or of any names, with their provenance."""
+    from training.labels import LABELS
+    from training.prompts import TEMPLATES, Prompts, read_names
+    from training.text import write_text_embedding
+    from training.text_encoder import embed, open_encoder
+
+    # For libraries that are imported from here on: no look-up, no telemetry.
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+    listed = tuple(label.prompt for label in LABELS) if names is None else read_names(names)
+    prompts = Prompts(TEMPLATES.get(template, template), listed)
+    source = source or f"made by viscera-train embed from the folder {weights.resolve().name}"
+    embedding, text = embed(open_encoder(encoder, weights), prompts, source=source)
+    write_text_embedding(out, embedding, text)
+    console.print(f"{len(listed)} x {embedding.shape[1]} features of {text.encoder}: {escape(str(out))}")
 
 
 def main() -> None:

@@ -46,6 +46,7 @@ class Recipe(BaseModel):
     phantoms: PositiveInt
     validation_phantoms: PositiveInt
     validation_samples: PositiveInt
+    calibration_phantoms: NonNegativeInt = 0
     validate_every: PositiveInt
     save_every: PositiveInt
     loader_processes: NonNegativeInt
@@ -60,6 +61,11 @@ class Recipe(BaseModel):
     def validation_seeds(self) -> range:
         """Seeds that only validation sees."""
         return range(900_000, 900_000 + self.validation_phantoms)
+
+    @property
+    def calibration_seeds(self) -> range:
+        """Seeds of the phantoms by which thresholds are chosen (`calibrate`)."""
+        return range(950_000, 950_000 + self.calibration_phantoms)
 
 
 def read_recipe(name_or_path: str) -> Recipe:

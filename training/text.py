@@ -1,15 +1,18 @@
-"""Text embeddings of the labels, read from a file: the model's only link to CLIP.
+"""Text embeddings of the labels, from and to a file: the model's only link to CLIP.
 
 Two layouts: safetensors with a tensor `text_embedding` (C,512) and provenance in its metadata, and a bare torch tensor
 (.pth), as published with the paper, whose provenance is then the paper's. Never a pickle with code: weights_only.
 """
 
 import hashlib
-from dataclasses import dataclass
+import json
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from training.labels import LABELS
@@ -28,32 +31,35 @@ WHITENED_SCALE = 22.6  # the standard deviation of a whitened value is then abou
 
 @dataclass(frozen=True)
 class TextProvenance:
-    """Which encoder saw which prompts, where the features came from; `sha256` is of the float32 embedding bytes."""
+    """Which encoder saw which prompts, where the features came from; `sha256` is of the float32 embedding bytes.
+
+    `weights_sha256` is of the encoder's file of weights and `names` filled the template, row by row; None and ()
+    where a file does not say.
+    """
 
     encoder: str
     prompt_template: str
     source: str
     sha256: str
+    weights_sha256: str | None = None
+    names: tuple[str, ...] = ()
 
 
 class TextEmbeddingError(ValueError):
-    """The file does not hold one text embedding for each label."""
+    """Text embeddings that cannot be made, written or read as one row for each label."""
 
 
 def read_text_embedding(path: Path) -> tuple[Tensor, TextProvenance]:
     """Embeddings (32,512) float32 in the order of `labels.LABELS`, with their provenance.
 
-    Raises TextEmbeddingError for another shape, non-finite values or an unreadable file.
+    Raises TextEmbeddingError for another shape, non-finite values, an unreadable file, or rows in another order.
     """
-    encoder, template, source = PUBLISHED_ENCODER, PUBLISHED_TEMPLATE, PUBLISHED_SOURCE
+    metadata: dict[str, str] = {}
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 embedding = file.get_tensor("text_embedding")
                 metadata = file.metadata() or {}
-            encoder = metadata.get("encoder", "unknown")
-            template = metadata.get("prompt_template", "unknown")
-            source = metadata.get("source", "unknown")
         else:
             embedding = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader fails in its own way; one sentence for all
@@ -64,7 +70,66 @@ def read_text_embedding(path: Path) -> tuple[Tensor, TextProvenance]:
     embedding = embedding.float()
     if not bool(torch.isfinite(embedding).all()):
         raise TextEmbeddingError(f"{path.name} holds values that are not finite.")
-    return embedding, TextProvenance(encoder, template, source, embedding_sha256(embedding))
+    sha256 = embedding_sha256(embedding)
+    if path.suffix != ".safetensors":
+        return embedding, TextProvenance(PUBLISHED_ENCODER, PUBLISHED_TEMPLATE, PUBLISHED_SOURCE, sha256)
+    return embedding, TextProvenance(
+        encoder=metadata.get("encoder", "unknown"),
+        prompt_template=metadata.get("prompt_template", "unknown"),
+        source=metadata.get("source", "unknown"),
+        sha256=sha256,
+        weights_sha256=metadata.get("weights_sha256"),
+        names=_names_of_the_labels(metadata["names"], path.name) if "names" in metadata else (),
+    )
+
+
+def write_text_embedding(path: Path, embedding: Tensor, text: TextProvenance) -> None:
+    """Writes features (N,512) as safetensors, atomically, with their provenance as metadata.
+
+    Training reads them if N is 32. Raises TextEmbeddingError for another suffix, another width, a number of names
+    other than N, or values that are not finite.
+    """
+    if path.suffix != ".safetensors":
+        raise TextEmbeddingError(f"{path.name} must end with .safetensors, by which it is known when read.")
+    if tuple(embedding.shape) != (len(text.names), TEXT_CHANNELS):
+        raise TextEmbeddingError(
+            f"Features of shape {tuple(embedding.shape)} for {len(text.names)} names; "
+            f"needed: ({len(text.names)}, {TEXT_CHANNELS})."
+        )
+    if not bool(torch.isfinite(embedding).all()):
+        raise TextEmbeddingError(f"{text.encoder} gives values that are not finite; its weights are damaged.")
+    metadata = {
+        "encoder": text.encoder,
+        "prompt_template": text.prompt_template,
+        "names": json.dumps(text.names, ensure_ascii=False),
+        "source": text.source,
+    }
+    if text.weights_sha256 is not None:
+        metadata["weights_sha256"] = text.weights_sha256
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(save({"text_embedding": embedding.float().contiguous()}, metadata=metadata))
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _names_of_the_labels(stored: str, file_name: str) -> tuple[str, ...]:
+    """The names a file was made of, one per label. Synonyms are fine; one label's name in another's row is not."""
+    try:
+        names = json.loads(stored)
+    except ValueError as error:
+        raise TextEmbeddingError(f"The names in {file_name} are not JSON.") from error
+    if not isinstance(names, list) or len(names) != len(LABELS) or not all(isinstance(name, str) for name in names):
+        raise TextEmbeddingError(f"The names in {file_name} are not one per label.")
+    rows = {label.prompt.casefold(): label for label in LABELS}
+    for label, name in zip(LABELS, names, strict=True):
+        if rows.get(name.casefold(), label) is not label:
+            raise TextEmbeddingError(
+                f"Row {label.index} of {file_name} is '{name}', but label {label.index} is '{label.prompt}'."
+            )
+    return tuple(names)
 
 
 def whiten(embedding: Tensor, text: TextProvenance) -> tuple[Tensor, TextProvenance]:
@@ -79,7 +144,7 @@ def whiten(embedding: Tensor, text: TextProvenance) -> tuple[Tensor, TextProvena
     kept = singular > singular[0] * 1e-6
     whitened = (left[:, kept] @ right[kept] * WHITENED_SCALE).float()
     encoder = f"{text.encoder}, whitened over the labels"
-    return whitened, TextProvenance(encoder, text.prompt_template, text.source, embedding_sha256(whitened))
+    return whitened, replace(text, encoder=encoder, sha256=embedding_sha256(whitened))
 
 
 def random_text_embedding(seed: int) -> tuple[Tensor, TextProvenance]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
+from training.calibrate import calibrate
 from training.checkpoint import read_content, save_checkpoint
 from training.deep_supervision import VoxelClassifier, marginal_cross_entropy, most_specific_class
 from training.labels import LABELS
@@ -109,7 +110,10 @@ def train(recipe: Recipe, text_embedding: Tensor, text: TextProvenance, run: Run
                     "schedule": schedule.state_dict(),
                 }
                 save_checkpoint(run.last, model, label_names=LABEL_NAMES, text=text, training=provenance, resume=state)
-    save_checkpoint(run.final, _averaged(average), label_names=LABEL_NAMES, text=text, training=provenance)
+    build_phantom_store(run.store, recipe.calibration_seeds, recipe.model.spacing_mm[0], processes=2)
+    final = _averaged(average)
+    thresholds = calibrate(final, run.store, recipe.calibration_seeds, device) if recipe.calibration_phantoms else {}
+    save_checkpoint(run.final, final, label_names=LABEL_NAMES, text=text, training=provenance, thresholds=thresholds)
     return run.final
 
 

@@ -23,7 +23,7 @@ from service.errors import (
     UploadTooLarge,
 )
 from service.jobs.job import Job, JobStatus, new_job_id
-from service.request import SegmentationRequest
+from service.request import PostProcessing, SegmentationRequest
 
 MAX_PAGE = 200
 POLL_SECONDS_RUNNING = 1
@@ -56,10 +56,12 @@ UPLOAD_FORM: dict[str, Any] = {
                         "description": "Id or name of a model (`GET /v1/models`); the default model otherwise.",
                         "example": "viscera-compact",
                     },
-                    "labels": {
+                    "targets": {
                         "type": "string",
-                        "description": "Names of labels, comma separated or in repeated fields; all labels otherwise.",
-                        "example": "liver,liver_tumor",
+                        "description": "What to segment: names of labels, groups (`organs`, `tumors`, `cysts`, "
+                        "`lesions`, `all`) or SNOMED CT codes, comma separated or in repeated fields; all labels "
+                        "otherwise.",
+                        "example": "liver,tumors",
                     },
                     "overlap": {
                         "type": "number",
@@ -67,6 +69,12 @@ UPLOAD_FORM: dict[str, Any] = {
                         "maximum": 0.9,
                         "description": "Overlap of neighbouring windows; the model's own otherwise.",
                         "example": 0.5,
+                    },
+                    "postprocessing": {
+                        "type": "string",
+                        "enum": [choice.value for choice in PostProcessing],
+                        "default": PostProcessing.VISCERA.value,
+                        "description": "Rules that clean the masks: ours, the published implementation's, or none.",
                     },
                 },
             },
@@ -177,9 +185,8 @@ def _accept(services: Services, job_id: str, upload: ReceivedUpload) -> JobView:
     """The queued job for a stored upload; an upload that asks for something impossible is removed."""
     try:
         model = services.catalog.find(_single(upload, "model"))
-        labels = _label_names(upload)
-        model.require_labels(labels)
-        request = _segmentation_request(labels, _single(upload, "overlap"))
+        request = _segmentation_request(upload)
+        model.require_targets(request.targets)
         job = services.store.create(
             job_id=job_id,
             model=model.id,
@@ -194,9 +201,12 @@ def _accept(services: Services, job_id: str, upload: ReceivedUpload) -> JobView:
     return _view(services, job)
 
 
-def _segmentation_request(labels: list[str], overlap: str | None) -> SegmentationRequest:
+def _segmentation_request(upload: ReceivedUpload) -> SegmentationRequest:
+    """The choices that the form states; one that it leaves out or empty is the request's own default."""
+    single = {name: _single(upload, name) for name in ("overlap", "postprocessing")}
+    choices: dict[str, object] = {"targets": _targets(upload) or None, **single}
     try:
-        return SegmentationRequest.model_validate({"labels": labels or None, "overlap": overlap})
+        return SegmentationRequest.model_validate({k: v for k, v in choices.items() if v is not None})
     except ValidationError as error:
         first = error.errors()[0]
         raise RequestError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -209,9 +219,9 @@ def _single(upload: ReceivedUpload, name: str) -> str | None:
     return values[0] if values else None
 
 
-def _label_names(upload: ReceivedUpload) -> list[str]:
-    """The labels asked for, each once, in the order they were named."""
-    names = (name.strip() for value in upload.fields.get("labels", []) for name in value.split(","))
+def _targets(upload: ReceivedUpload) -> list[str]:
+    """The targets asked for, each once, in the order they were named."""
+    names = (name.strip() for value in upload.fields.get("targets", []) for name in value.split(","))
     return list(dict.fromkeys(name for name in names if name))
 
 

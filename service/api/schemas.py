@@ -34,7 +34,9 @@ class JobView(BaseModel):
     cancel_requested: bool = Field(description="A cancel was asked for and has not taken effect yet.")
     attempts: int = Field(description="How often a worker has started the job; above 1 after a worker's death.")
     model: str = Field(description="Model that runs, `<name>-<version>`.", examples=["viscera-compact-1.0.0"])
-    labels: tuple[str, ...] | None = Field(description="Labels asked for; null means all of the model's.")
+    targets: tuple[str, ...] | None = Field(
+        description="Labels, groups and codes asked for; null means all labels of the model."
+    )
     upload_bytes: int = Field(description="Size of the uploaded files together.")
     upload_files: int = Field(description="Number of uploaded files.")
     created_at: datetime = Field(description="UTC, as all times.")
@@ -64,7 +66,7 @@ class JobView(BaseModel):
             cancel_requested=job.cancel_requested and not job.status.terminal,
             attempts=job.attempts,
             model=job.model,
-            labels=job.request.labels,
+            targets=job.request.targets,
             upload_bytes=job.upload_bytes,
             upload_files=job.upload_files,
             created_at=job.created_at,
@@ -109,6 +111,7 @@ class ModelView(BaseModel):
     licence: str = Field(examples=["Apache-2.0"])
     sha256: str = Field(description="SHA-256 of the bundle's manifest, as in a result's provenance.")
     spacing_mm: tuple[float, float, float] = Field(description="Voxel spacing of the grid the model works on.")
+    precisions: tuple[str, ...] = Field(description="Precisions that the model offers.", examples=[["fp32"]])
     labels: tuple[ModelLabel, ...]
     default: bool = Field(description="Used when a request names no model.")
 
@@ -125,6 +128,7 @@ class ModelView(BaseModel):
             licence=manifest.licence,
             sha256=entry.sha256,
             spacing_mm=manifest.preprocessing.spacing_mm,
+            precisions=tuple(precision.name for precision in manifest.precisions),
             labels=manifest.labels,
             default=entry.id == default_id,
         )

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Annotated, ParamSpec
 
 import typer
+from pydantic import ValidationError
+
+from service.request import PostProcessing, SegmentationRequest
 
 Parameters = ParamSpec("Parameters")
 
@@ -26,8 +29,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-LabelsOption = Annotated[
-    str | None, typer.Option(help="Labels to segment, comma separated; all of the model's otherwise.", metavar="A,B")
+TargetsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Labels, groups (organs, tumors, cysts, lesions, all) or SNOMED CT codes, comma separated; all otherwise.",
+        metavar="A,B",
+    ),
+]
+OverlapOption = Annotated[float | None, typer.Option(help="Overlap of windows, 0 to 0.9.", min=0.0, max=0.9)]
+PostProcessingOption = Annotated[
+    PostProcessing, typer.Option(help="Rules that clean the masks: ours, the published implementation's, or none.")
 ]
 UrlOption = Annotated[str, typer.Option(help="Address of the service.", envvar="VISCERA_URL")]
 
@@ -93,14 +104,17 @@ def segment_command(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results; one folder per study when there are several.")],
     bundle: Annotated[str | None, typer.Option(help="Path, id or name of a bundle; the default otherwise.")] = None,
-    labels: LabelsOption = None,
-    overlap: Annotated[float | None, typer.Option(help="Overlap of windows, 0 to 0.9.", min=0.0, max=0.9)] = None,
+    targets: TargetsOption = None,
+    overlap: OverlapOption = None,
+    postprocessing: PostProcessingOption = PostProcessing.VISCERA,
     engine: Annotated[str | None, typer.Option(help="auto, openvino or onnxruntime.")] = None,
+    precision: Annotated[str | None, typer.Option(help="A precision the bundle offers: fp32, ...")] = None,
 ) -> int:
     """Segment studies here and now, without a service."""
     from service.cli.segment import segment
 
-    return segment(studies, out, bundle=bundle, labels=_split(labels), overlap=overlap, engine=engine)
+    choices = request_of(_split(targets), overlap, postprocessing)
+    return segment(studies, out, choices, bundle=bundle, engine=engine, precision=precision)
 
 
 @app.command("submit")
@@ -112,13 +126,16 @@ def submit_command(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job and print its findings.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to download the results to; implies --wait.")] = None,
     model: Annotated[str | None, typer.Option(help="Id or name of a model of the service.")] = None,
-    labels: LabelsOption = None,
+    targets: TargetsOption = None,
+    overlap: OverlapOption = None,
+    postprocessing: PostProcessingOption = PostProcessing.VISCERA,
     url: UrlOption = DEFAULT_URL,
 ) -> int:
     """Send a study to a running service."""
     from service.cli.submit import submit
 
-    return submit(study, url=url, wait=wait or out is not None, out=out, model=model, labels=_split(labels))
+    choices = request_of(_split(targets), overlap, postprocessing)
+    return submit(study, choices, url=url, wait=wait or out is not None, out=out, model=model)
 
 
 @app.command("demo")
@@ -128,23 +145,73 @@ def demo_command(
         Path, typer.Argument(metavar="PATH", help="NIfTI file, zip, or folder of DICOM files.", exists=True)
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    labels: LabelsOption = None,
+    targets: TargetsOption = None,
 ) -> int:
     """Start a service, send one study through it, show and fetch the results, stop it."""
     from service.cli.demo import demo
 
-    return demo(study, out=out, labels=_split(labels))
+    return demo(study, request_of(_split(targets)), out=out)
 
 
-@app.command("models")
+models_app = typer.Typer(help="The models that jobs can ask for.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Id or name of a model.")]
+
+
+@models_app.command("list")
 @_exits
-def models_command(
+def models_list_command(
     url: Annotated[str | None, typer.Option(help="Ask this service instead of looking here.")] = None,
 ) -> int:
-    """List the models that jobs can ask for."""
-    from service.cli.models import print_models
+    """List the models."""
+    from service.cli.models import list_models
 
-    return print_models(url)
+    return list_models(url)
+
+
+@models_app.command("show")
+@_exits
+def models_show_command(model: ModelArgument) -> int:
+    """Show one model with its labels."""
+    from service.cli.models import show_model
+
+    return show_model(model)
+
+
+@models_app.command("default")
+@_exits
+def models_default_command(model: ModelArgument) -> int:
+    """Make a model the one for requests that name none."""
+    from service.cli.models import set_default
+
+    return set_default(model)
+
+
+@models_app.command("remove")
+@_exits
+def models_remove_command(model: ModelArgument) -> int:
+    """Delete an installed model."""
+    from service.cli.models import remove_model
+
+    return remove_model(model)
+
+
+@models_app.command("pull")
+@_exits
+def models_pull_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="universal-swin-unetr, universal-unet, ...")],
+    version: Annotated[str, typer.Option(help="Semantic version that the bundle gets.")] = "1.0.0",
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Accept the licence of the weights without being asked.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="The published file, fetched before; nothing is downloaded then.")
+    ] = None,
+) -> int:
+    """Fetch published weights and install them as a model."""
+    from service.cli.pull import pull
+
+    return pull(name, version=version, accept_licence=accept_licence, weights=weights)
 
 
 @app.command("doctor")
@@ -156,8 +223,21 @@ def doctor_command() -> int:
     return examine()
 
 
-def _split(labels: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (labels or "").split(",") if name.strip())
+def _split(targets: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in (targets or "").split(",") if name.strip()))
+
+
+def request_of(
+    targets: tuple[str, ...],
+    overlap: float | None = None,
+    postprocessing: PostProcessing = PostProcessing.VISCERA,
+) -> SegmentationRequest:
+    """The choices as a request; a target that no model can have is a usage error."""
+    try:
+        return SegmentationRequest(targets=targets or None, overlap=overlap, postprocessing=postprocessing)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def _print_version(wanted: bool) -> None:

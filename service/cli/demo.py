@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,13 +15,14 @@ import httpx
 from service.cli.console import OUT
 from service.cli.submit import submit
 from service.errors import EngineUnavailable
+from service.request import SegmentationRequest
 
 _ADDRESS = re.compile(r"http://[0-9.]+:\d+")
 _START_SECONDS = 90.0
 _STOP_SECONDS = 20.0
 
 
-def demo(study: Path, *, out: Path, labels: Sequence[str]) -> int:
+def demo(study: Path, request: SegmentationRequest, *, out: Path) -> int:
     """Segment `study` through a service of its own and fetch the results into `out`; the exit status of `submit`.
 
     Raises:
@@ -30,7 +31,7 @@ def demo(study: Path, *, out: Path, labels: Sequence[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with _service(out / "service") as url:
         OUT.print(f"Service ready at {url}", soft_wrap=True)
-        status = submit(study, url=url, wait=True, out=out, model=None, labels=labels)
+        status = submit(study, request, url=url, wait=True, out=out, model=None)
     if status == 0:
         OUT.print(f"Look at {out / 'overview.png'}", soft_wrap=True)
     return status

@@ -186,10 +186,10 @@ def check_broker(settings: Settings) -> Iterator[Check]:
 def check_default_model(settings: Settings) -> Iterator[Check]:
     """Whether the default bundle is intact and computes on this machine what it computed when it was written."""
     try:
-        from service.inference.model import load_model
+        from service.inference.model import load_bundle
 
         entry = Catalog.from_settings(settings).find()
-        model = load_model(entry.path, settings.engine, settings.threads)
+        model = load_bundle(entry.path, engine=settings.engine, precision=settings.precision, threads=settings.threads)
     except VisceraError as error:
         remedy = "Install the bundle again, or set VISCERA_BUNDLES_DIR and VISCERA_DEFAULT_MODEL."
         yield Check("default model", Verdict.MISSING, f"{error.title}: {error.detail}", remedy)

@@ -7,7 +7,7 @@ from pathlib import Path
 from service.catalog import Catalog
 from service.cli.console import OUT, print_files, print_findings, progress_bar, report
 from service.errors import VisceraError
-from service.inference.model import Model, load_model
+from service.inference.model import Model, load_bundle
 from service.pipeline import segment_study
 from service.progress import Stage, overall_percent
 from service.reporting.schema import Findings
@@ -20,22 +20,26 @@ STUDY_SUFFIXES = (".nii.gz", ".nii", ".zip")
 def segment(
     studies: Sequence[Path],
     out: Path,
+    request: SegmentationRequest,
     *,
-    bundle: str | None,
-    labels: Sequence[str],
-    overlap: float | None,
-    engine: str | None,
+    bundle: str | None = None,
+    engine: str | None = None,
+    precision: str | None = None,
 ) -> int:
     """Segment each study; 2 when one of them could not be, after the others were done.
 
     Raises:
-        VisceraError: the bundle, a label or the engine was refused, before any study is read.
+        VisceraError: the bundle, a target, the engine or the precision was refused, before any study is read.
     """
     settings = Settings() if engine is None else Settings(engine=engine)  # type: ignore[arg-type]
-    catalog = Catalog.from_settings(settings)
-    path = _bundle_path(catalog, bundle, labels)
-    request = SegmentationRequest(labels=tuple(labels) or None, overlap=overlap)
-    model = load_model(path, settings.engine, settings.threads)
+    path = _bundle_path(Catalog.from_settings(settings), bundle)
+    model = load_bundle(
+        path,
+        engine=settings.engine,
+        precision=precision or settings.precision,
+        threads=settings.threads,
+    )
+    model.bundle.labels_for(request.targets)
     status = 0
     for study, target in _targets(studies, out):
         try:
@@ -50,13 +54,11 @@ def segment(
     return status
 
 
-def _bundle_path(catalog: Catalog, bundle: str | None, labels: Sequence[str]) -> Path:
-    """The bundle at a path, whose labels the pipeline will check, or the catalog's."""
+def _bundle_path(catalog: Catalog, bundle: str | None) -> Path:
+    """The bundle at a path, or the catalog's of that id or name."""
     if bundle is not None and Path(bundle).exists():
         return Path(bundle)
-    entry = catalog.find(bundle)
-    entry.require_labels(labels)
-    return entry.path
+    return catalog.find(bundle).path
 
 
 def _segment_into(target: Path, study: Path, model: Model, request: SegmentationRequest) -> Findings:

@@ -5,9 +5,12 @@ from pathlib import Path
 
 from service.cli.console import ERR, OUT, print_files, print_findings, print_problem, progress_bar
 from service.client import JobDocument, Viscera, study_files
+from service.request import SegmentationRequest
 
 
-def submit(study: Path, *, url: str, wait: bool, out: Path | None, model: str | None, labels: Sequence[str]) -> int:
+def submit(
+    study: Path, request: SegmentationRequest, *, url: str, wait: bool, out: Path | None, model: str | None
+) -> int:
     """Submit one study and, with `wait`, see it through; the exit status.
 
     Raises:
@@ -19,7 +22,7 @@ def submit(study: Path, *, url: str, wait: bool, out: Path | None, model: str | 
         print_problem(f"There is no file in {study}.")
         return 2
     with Viscera(url) as viscera:
-        job = _send(viscera, files, model, labels)
+        job = _send(viscera, files, model, request)
         OUT.print(f"Job {job['id']}", soft_wrap=True)
         if not wait:
             OUT.print(f"Follow it at {url.rstrip('/')}{job['links']['self']}", soft_wrap=True)
@@ -34,11 +37,16 @@ def submit(study: Path, *, url: str, wait: bool, out: Path | None, model: str | 
     return 0
 
 
-def _send(viscera: Viscera, files: Sequence[Path], model: str | None, labels: Sequence[str]) -> JobDocument:
+def _send(viscera: Viscera, files: Sequence[Path], model: str | None, request: SegmentationRequest) -> JobDocument:
     with progress_bar() as bar:
         sending = bar.add_task("uploading", total=sum(file.stat().st_size for file in files))
         return viscera.submit(
-            files, model=model, labels=labels, on_sent=lambda sent: bar.update(sending, completed=sent)
+            files,
+            model=model,
+            targets=request.targets or (),
+            overlap=request.overlap,
+            postprocessing=request.postprocessing,
+            on_sent=lambda sent: bar.update(sending, completed=sent),
         )
 
 

@@ -25,11 +25,12 @@ from service.errors import (
     BundleInvalid,
     BundleNotFound,
     BundleTampered,
-    UnknownLabel,
+    PrecisionNotOffered,
     UnknownSchemaVersion,
 )
 from service.inference.head import PARAMETERS_PER_LABEL
 from service.inference.manifest import HEAD_FILE, MANIFEST_FILE, SAMPLE_FILE, SCHEMA_VERSION, Label, Manifest
+from service.targets import select
 
 BUNDLES_DIR = Path(__file__).parent.parent / "bundles"
 DEFAULT_BUNDLE = "viscera-compact"
@@ -70,23 +71,17 @@ class Bundle:
     sample: Sample
 
     def backbone(self, precision: str) -> bytes:
-        """The ONNX backbone of that precision; BundleInvalid when the bundle has none."""
+        """The ONNX backbone of that precision; PrecisionNotOffered when the bundle has none."""
         for candidate in self.manifest.precisions:
             if candidate.name == precision:
                 return self.files[candidate.file]
         offered = ", ".join(candidate.name for candidate in self.manifest.precisions)
-        raise BundleInvalid(f"{self.manifest.name} has no precision {precision}; it has {offered}.")
+        raise PrecisionNotOffered(f"{self.manifest.name} has no precision {precision[:40]!r}; it has {offered}.")
 
-    def labels_named(self, names: Iterable[str] | None) -> tuple[Label, ...]:
-        """The labels of those names in the bundle's order; all of them for None. UnknownLabel for a stranger."""
-        if names is None:
-            return self.manifest.labels
-        wanted = list(names)
-        known = {label.name for label in self.manifest.labels}
-        strangers = [name for name in wanted if name not in known]
-        if strangers:
-            raise UnknownLabel(f"{self.manifest.name} has no label {strangers[0]}. It has: {', '.join(sorted(known))}.")
-        return tuple(label for label in self.manifest.labels if label.name in wanted)
+    def labels_for(self, targets: Iterable[str] | None) -> tuple[Label, ...]:
+        """The labels that the targets mean (`service.targets`), in the bundle's order. UnknownLabel for a stranger."""
+        names = select(targets, self.manifest.labels, self.manifest.name)
+        return tuple(label for label in self.manifest.labels if label.name in names)
 
 
 def open_bundle(path: Path) -> Bundle:

@@ -14,7 +14,7 @@ from service.errors import EngineUnavailable
 from service.inference.bundle import Bundle
 
 Float32 = NDArray[np.float32]
-PRECISION = "fp32"
+DEFAULT_PRECISION = "fp32"
 
 
 class EngineName(StrEnum):
@@ -29,6 +29,7 @@ class Engine(Protocol):
     """Runs the backbone on this machine."""
 
     name: str
+    precision: str  #: which of the bundle's backbones it runs
 
     def run(self, windows: Float32) -> tuple[Float32, Float32]:
         """Features (B, 8, D/s, H/s, W/s) and pooled features (B, 256) of normalised windows (B, 1, D, H, W).
@@ -42,9 +43,11 @@ class OpenVINOEngine:
 
     name = EngineName.OPENVINO.value
 
-    def __init__(self, backbone: bytes, threads: int | None = None) -> None:
+    def __init__(self, backbone: bytes, threads: int | None = None, precision: str = DEFAULT_PRECISION) -> None:
         """Compile the network. `threads` None leaves the number to OpenVINO. ImportError when it is not installed."""
         import openvino
+
+        self.precision = precision
 
         # f32 explicitly: on CPUs with bf16 units OpenVINO would choose bf16 by itself, and masks would differ.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
@@ -65,9 +68,11 @@ class OnnxRuntimeEngine:
 
     name = EngineName.ONNXRUNTIME.value
 
-    def __init__(self, backbone: bytes, threads: int | None = None) -> None:
+    def __init__(self, backbone: bytes, threads: int | None = None, precision: str = DEFAULT_PRECISION) -> None:
         """Read the network. `threads` None leaves the number to onnxruntime. ImportError when not installed."""
         import onnxruntime
+
+        self.precision = precision
 
         options = onnxruntime.SessionOptions()
         if threads is not None:
@@ -81,26 +86,28 @@ class OnnxRuntimeEngine:
             return features, pooled
 
 
-_ENGINES: dict[EngineName, Callable[[bytes, int | None], Engine]] = {  # in the order in which `auto` tries them
+_ENGINES: dict[EngineName, Callable[[bytes, int | None, str], Engine]] = {  # in the order in which `auto` tries them
     EngineName.OPENVINO: OpenVINOEngine,
     EngineName.ONNXRUNTIME: OnnxRuntimeEngine,
 }
 
 
-def open_engine(bundle: Bundle, name: str = EngineName.AUTO, threads: int | None = None) -> Engine:
-    """An engine for the bundle's backbone.
+def open_engine(
+    bundle: Bundle, name: str = EngineName.AUTO, *, precision: str = DEFAULT_PRECISION, threads: int | None = None
+) -> Engine:
+    """An engine for the bundle's backbone of that precision.
 
     Raises EngineUnavailable when the named engine, or with `auto` every engine, is unknown, not installed or
-    cannot load the backbone; the message says what to install.
+    cannot load the backbone; the message says what to install. PrecisionNotOffered when the bundle lacks the precision.
     """
     if name not in list(EngineName):
         raise EngineUnavailable(f"There is no engine {name}; choose {', '.join(EngineName)}.")
     candidates = list(_ENGINES) if name == EngineName.AUTO else [EngineName(name)]
-    backbone = bundle.backbone(PRECISION)
+    backbone = bundle.backbone(precision)
     reasons: list[str] = []
     for candidate in candidates:
         try:
-            return _ENGINES[candidate](backbone, threads)
+            return _ENGINES[candidate](backbone, threads, precision)
         except ImportError:
             reasons.append(f"{candidate} is not installed (pip install 'viscera[cpu]')")
         except Exception as error:  # noqa: BLE001  # the engines publish no common exception type

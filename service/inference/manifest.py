@@ -64,11 +64,16 @@ class KeepLargest(_Part):
 
 
 class WithinHosts(_Part):
-    """Keep the voxels inside the union of the hosts, after that was closed and then dilated (boxes, radii in mm)."""
+    """Keep the voxels inside the union of the hosts, after that was closed and then dilated (boxes, radii in mm).
+
+    The hosts' finished masks are meant; with `components`, that many of the largest 26-connected components of the
+    union of their masks as predicted.
+    """
 
     rule: Literal["within_hosts"] = "within_hosts"
     closing_mm: Annotated[float, Field(ge=0.0, le=50.0)] = 0.0
     dilation_mm: Annotated[float, Field(ge=0.0, le=50.0)] = 0.0
+    components: Annotated[int, Field(ge=1)] | None = None
 
 
 class MinVolume(_Part):
@@ -85,7 +90,39 @@ class MaxComponents(_Part):
     count: Annotated[int, Field(ge=1)]
 
 
-Rule = Annotated[KeepLargest | WithinHosts | MinVolume | MaxComponents, Field(discriminator="rule")]
+class SideOfPair(_Part):
+    """Of this label and `partner` as predicted, joined, the component on this label's `side`.
+
+    The two largest 26-connected components are told apart by their mean position along the patient's left-right axis.
+    With fewer than two there is nothing to tell apart, and nothing is kept.
+    """
+
+    rule: Literal["side_of_pair"] = "side_of_pair"
+    partner: LabelName
+    side: Literal["left", "right"]
+
+
+class CutBelow(_Part):
+    """Drop the slices below the lowest slice of the finished mask of `organ`; an empty organ cuts nothing."""
+
+    rule: Literal["cut_below"] = "cut_below"
+    organ: LabelName
+
+
+Rule = Annotated[
+    KeepLargest | WithinHosts | MinVolume | MaxComponents | SideOfPair | CutBelow, Field(discriminator="rule")
+]
+
+
+class RuleSets(_Part):
+    """The post-processing of one label, by the name that a request chooses it by; rules run in their order."""
+
+    viscera: tuple[Rule, ...] = ()
+    reference: tuple[Rule, ...] = ()
+
+    def chosen(self, postprocessing: str) -> tuple[Rule, ...]:
+        """The rules of that name; no rules for `none`."""
+        return {"viscera": self.viscera, "reference": self.reference, "none": ()}[postprocessing]
 
 
 class Label(_Part):
@@ -106,12 +143,20 @@ class Label(_Part):
     laterality: Code | None = None
     anatomic_region: Code | None = None
     threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    postprocessing: tuple[Rule, ...] = ()
+    postprocessing: RuleSets = RuleSets()
 
-    @property
-    def limited_to_hosts(self) -> bool:
-        """Whether its mask depends on its hosts' masks."""
-        return any(isinstance(rule, WithinHosts) for rule in self.postprocessing)
+    def companions(self, postprocessing: str) -> frozenset[str]:
+        """The other labels that its rules of that name look at."""
+        names: set[str] = set()
+        for rule in self.postprocessing.chosen(postprocessing):
+            match rule:
+                case WithinHosts():
+                    names |= set(self.hosts)
+                case SideOfPair(partner=partner):
+                    names.add(partner)
+                case CutBelow(organ=organ):
+                    names.add(organ)
+        return frozenset(names)
 
 
 class FileEntry(_Part):
@@ -238,8 +283,14 @@ class Manifest(_Part):
                 raise ValueError(f"Label {label.name}: host {strangers[0]} is not an organ of this bundle.")
             if label.hosts and not label.kind.is_lesion:
                 raise ValueError(f"Label {label.name}: an organ has no hosts.")
-            if label.limited_to_hosts and not label.hosts:
-                raise ValueError(f"Label {label.name}: within_hosts needs a host.")
+            for rules in (label.postprocessing.viscera, label.postprocessing.reference):
+                if any(isinstance(rule, WithinHosts) for rule in rules) and not label.hosts:
+                    raise ValueError(f"Label {label.name}: within_hosts needs a host.")
+            for companion in label.companions("viscera") | label.companions("reference"):
+                if companion not in organs or companion == label.name:
+                    raise ValueError(
+                        f"Label {label.name}: a rule looks at {companion}, not another organ of this bundle."
+                    )
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,16 @@ from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from service.imaging.geometry import Geometry
 from service.inference.grid import Box, absolute, bounding_box, box_shape, grown, intersection, relative
-from service.inference.manifest import KeepLargest, Label, MaxComponents, MinVolume, Rule, WithinHosts
+from service.inference.manifest import (
+    CutBelow,
+    KeepLargest,
+    Label,
+    MaxComponents,
+    MinVolume,
+    Rule,
+    SideOfPair,
+    WithinHosts,
+)
 
 Mask = NDArray[np.bool_]
 Radius = tuple[int, int, int]  # voxels along x, y, z
@@ -35,32 +44,92 @@ class BoxedMask:
         return cls(absolute(tight, box), inside[tight])
 
 
+@dataclass(frozen=True, eq=False)
+class Companions:
+    """The masks of other labels that a rule may look at: as predicted, and after their own rules."""
+
+    predicted: Callable[[str], BoxedMask | None]
+    finished: Mapping[str, BoxedMask | None]
+
+
 def apply_rules(
-    mask: BoxedMask | None, label: Label, grid: Geometry, hosts: Mapping[str, BoxedMask | None]
+    mask: BoxedMask | None, label: Label, rules: Iterable[Rule], grid: Geometry, companions: Companions
 ) -> BoxedMask | None:
-    """The mask after the label's rules, in their order. `hosts` holds the finished masks of the label's hosts."""
-    for rule in label.postprocessing:
-        if mask is None:
-            return None
-        mask = BoxedMask.trimmed(mask.box, _apply(rule, mask, label, grid, hosts))
+    """The mask after the label's rules, in their order."""
+    for rule in rules:
+        if isinstance(rule, SideOfPair):
+            mask = side_of_pair(mask, companions.predicted(rule.partner), rule.side)
+        elif mask is not None:
+            mask = BoxedMask.trimmed(mask.box, _apply(rule, mask, label, grid, companions))
     return mask
 
 
-def _apply(rule: Rule, mask: BoxedMask, label: Label, grid: Geometry, hosts: Mapping[str, BoxedMask | None]) -> Mask:
+def _apply(rule: Rule, mask: BoxedMask, label: Label, grid: Geometry, companions: Companions) -> Mask:
     match rule:
         case KeepLargest(count=count) | MaxComponents(count=count):
             return largest_components(mask.inside, count)
         case MinVolume(ml=ml):
             return components_of_at_least(mask.inside, ml / grid.voxel_volume_ml)
-        case WithinHosts():
-            region = host_region(
-                [hosts[host] for host in label.hosts],
-                mask.box,
-                grid.shape,
-                closing=_radius(rule.closing_mm, grid),
-                dilation=_radius(rule.dilation_mm, grid),
-            )
-            return mask.inside & region
+        case CutBelow(organ=organ):
+            return _cut_below(mask, companions.finished[organ])
+        case WithinHosts(components=None):
+            hosts = [companions.finished[host] for host in label.hosts]
+        case WithinHosts(components=int(count)):
+            joined = union([companions.predicted(host) for host in label.hosts])
+            hosts = [joined and BoxedMask.trimmed(joined.box, largest_components(joined.inside, count))]
+        case _:
+            raise AssertionError(rule)
+    region = host_region(
+        hosts,
+        mask.box,
+        grid.shape,
+        closing=_radius(rule.closing_mm, grid),
+        dilation=_radius(rule.dilation_mm, grid),
+    )
+    return mask.inside & region
+
+
+def side_of_pair(mask: BoxedMask | None, partner: BoxedMask | None, side: str) -> BoxedMask | None:
+    """The `left` or `right` of the two largest components of both masks joined; None when there are not two.
+
+    Left is the component whose mean position along x is smaller: x grows towards the patient's right (RAS).
+    """
+    joined = union([mask, partner])
+    if joined is None:
+        return None
+    components, sizes = _components(joined.inside)
+    if len(sizes) < 2:
+        return None
+    pair = np.argsort(-sizes, kind="stable")[:2]
+    along_x = [float(np.mean(np.nonzero(components == number + 1)[0])) for number in pair]
+    left_first = pair if along_x[0] <= along_x[1] else pair[::-1]
+    chosen = left_first[0] if side == "left" else left_first[1]
+    return BoxedMask.trimmed(joined.box, _members(components, np.array([chosen]), len(sizes)))
+
+
+def union(masks: Iterable[BoxedMask | None]) -> BoxedMask | None:
+    """The masks joined, in the smallest box around all of them; None when all are empty."""
+    there = [mask for mask in masks if mask is not None]
+    if not there:
+        return None
+    i, j, k = (
+        slice(min(mask.box[axis].start for mask in there), max(mask.box[axis].stop for mask in there))
+        for axis in range(3)
+    )
+    box = (i, j, k)
+    inside = np.zeros(box_shape(box), np.uint8)
+    for mask in there:
+        _paste(mask, box, inside)
+    return BoxedMask(box, inside.astype(np.bool_))
+
+
+def _cut_below(mask: BoxedMask, organ: BoxedMask | None) -> Mask:
+    """The mask without the slices below the organ's lowest; z grows towards the head (RAS)."""
+    if organ is None:
+        return mask.inside
+    cut = mask.inside.copy()
+    cut[:, :, : max(0, organ.box[2].start - mask.box[2].start)] = False
+    return cut
 
 
 def largest_components(mask: Mask, count: int) -> Mask:

@@ -12,6 +12,7 @@ from service.inference.bundle import Bundle
 from service.inference.engines import Engine
 from service.inference.head import CHANNELS, head_logits, head_params
 from service.inference.manifest import Label
+from service.request import PostProcessing
 
 Float32 = NDArray[np.float32]
 
@@ -24,23 +25,30 @@ PROBABILITY_TOLERANCE = 0.02
 class Predictor:
     """Predicts `labels` of a bundle with an engine.
 
-    `labels` keeps the bundle's order and holds, besides the labels asked for, the hosts without which a lesion's
-    mask cannot be confined.
+    `labels` keeps the bundle's order and holds, besides the labels asked for, those that their post-processing looks
+    at, such as the hosts of a lesion.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, labels: Iterable[str] | None = None) -> None:
-        """All labels of the bundle for None. UnknownLabel for a name that the bundle does not have."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        labels: Iterable[Label] | None = None,
+        postprocessing: str = PostProcessing.VISCERA,
+    ) -> None:
+        """All labels of the bundle for None."""
         self.bundle = bundle
         self.engine = engine
-        self.labels = _with_hosts(bundle, bundle.labels_named(labels))
+        wanted = bundle.manifest.labels if labels is None else tuple(labels)
+        self.labels = _with_companions(bundle, wanted, postprocessing)
         self.feature_stride: int = bundle.manifest.backbone.feature_stride
         rows = [bundle.manifest.labels.index(label) for label in self.labels]
         self._w_image = torch.from_numpy(bundle.head.w_image.copy())
         self._k = torch.from_numpy(bundle.head.k[rows])
 
-    def for_labels(self, labels: Iterable[str] | None) -> Self:
-        """The same bundle and engine for a subset of the labels; None for all. Raises UnknownLabel."""
-        return type(self)(self.bundle, self.engine, labels)
+    def for_labels(self, labels: Iterable[Label] | None, postprocessing: str = PostProcessing.VISCERA) -> Self:
+        """The same bundle and engine for a subset of the bundle's labels; None for all."""
+        return type(self)(self.bundle, self.engine, labels, postprocessing)
 
     def __call__(self, windows: Float32) -> Float32:
         """Logits (B, C, D/s, H/s, W/s) of normalised windows (B, D, H, W), both float32; C follows `labels`.
@@ -84,9 +92,19 @@ class Predictor:
             )
 
 
-def _with_hosts(bundle: Bundle, wanted: tuple[Label, ...]) -> tuple[Label, ...]:
-    hosts = {host for label in wanted if label.limited_to_hosts for host in label.hosts}
-    return tuple(label for label in bundle.manifest.labels if label in wanted or label.name in hosts)
+def _with_companions(bundle: Bundle, wanted: tuple[Label, ...], postprocessing: str) -> tuple[Label, ...]:
+    """The wanted labels and all that their rules look at, and what the rules of those look at, and so on."""
+    names = {label.name for label in wanted}
+    while True:
+        more = {
+            name
+            for label in bundle.manifest.labels
+            if label.name in names
+            for name in label.companions(postprocessing) - names
+        }
+        if not more:
+            return tuple(label for label in bundle.manifest.labels if label.name in names)
+        names |= more
 
 
 def _tensor(array: Float32) -> torch.Tensor:

@@ -15,7 +15,7 @@ lesions overlap by design, and nothing is cut from either.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -25,10 +25,11 @@ from service.imaging.geometry import Geometry, Shape
 from service.inference.grid import Box, ModelGrid, absolute, bounding_box, box_shape, grown, intersection, relative
 from service.inference.manifest import Interpolation, Label
 from service.inference.masks import LesionProbability, Masks
-from service.inference.postprocessing import BoxedMask, apply_rules
+from service.inference.postprocessing import BoxedMask, Companions, apply_rules
 from service.inference.resampling import AxisWeights, axis_weights, resample
 from service.inference.sliding_window import Logits
 from service.progress import Progress, Stage, no_progress
+from service.request import PostProcessing
 
 Float32 = NDArray[np.float32]
 
@@ -42,31 +43,35 @@ def restore_masks(
     *,
     onto: Geometry,
     mask_interpolation: Interpolation,
+    postprocessing: str = PostProcessing.VISCERA,
     progress: Progress = no_progress,
 ) -> Masks:
     """The masks of `labels` on the grid `onto`, that of the volume the logits came from.
 
-    `labels` are some or all of logits.labels; the others serve as hosts only. `mask_interpolation` is LINEAR or NEAREST
-    (the mask's closest voxel). `progress` is told after each label.
+    `labels` are some or all of logits.labels; the others serve as companions only. `mask_interpolation` is LINEAR or
+    NEAREST (the mask's closest voxel). `postprocessing` names the rules. `progress` is told after each label.
     """
     to_ras = logits.grid.to_ras
     back = _WayBack(logits.grid, onto)
     packed = np.zeros(onto.shape, np.uint32)
     seen = to_ras.view(packed)
     probabilities: dict[str, LesionProbability] = {}
-    hosts: dict[str, BoxedMask | None] = {}
-    needed = {host for label in logits.labels if label.limited_to_hosts for host in label.hosts}
+    finished: dict[str, BoxedMask | None] = {}
+    needed = {name for label in logits.labels for name in label.companions(postprocessing)}
+    companions = Companions(partial(_predicted, logits), finished)
 
-    # Organs come first: a lesion needs its hosts' finished masks.
-    channels = sorted(range(len(logits.labels)), key=lambda channel: logits.labels[channel].kind.is_lesion)
+    channels = _in_order_of_need(logits.labels, postprocessing)
     progress(Stage.POSTPROCESSING, 0.0)
     for done, channel in enumerate(channels, 1):
         label = logits.labels[channel]
         region = _above_threshold(logits, channel, label.threshold)
-        mask = None if region is None else apply_rules(region.mask(label.threshold), label, logits.grid.geometry, hosts)
+        predicted = None if region is None else region.mask(label.threshold)
+        rules = label.postprocessing.chosen(postprocessing)
+        mask = apply_rules(predicted, label, rules, logits.grid.geometry, companions)
         if label.name in needed:
-            hosts[label.name] = mask
-        if mask is not None and region is not None and label in labels:
+            finished[label.name] = mask
+        if mask is not None and label in labels:
+            region = _around(logits, channel, region, mask)
             if mask_interpolation is Interpolation.NEAREST:
                 field = _Field(back.on_whole_grid(mask.box), mask.inside, level=0.5)
             else:
@@ -78,6 +83,23 @@ def restore_masks(
                 probabilities[label.name] = LesionProbability(to_ras.source_box(box, onto.shape), probability)
         progress(Stage.POSTPROCESSING, done / len(channels))
     return Masks(tuple(labels), packed, onto, probabilities)
+
+
+def _in_order_of_need(labels: Sequence[Label], postprocessing: str) -> list[int]:
+    """Channels so that a label comes after those whose finished masks its rules look at: organs before lesions, and
+    among organs those that look at none before the others."""
+    return sorted(
+        range(len(labels)),
+        key=lambda channel: (labels[channel].kind.is_lesion, bool(labels[channel].companions(postprocessing))),
+    )
+
+
+def _predicted(logits: Logits, name: str) -> BoxedMask | None:
+    """The mask of a label before any rule."""
+    channel = next(channel for channel, label in enumerate(logits.labels) if label.name == name)
+    threshold = logits.labels[channel].threshold
+    region = _above_threshold(logits, channel, threshold)
+    return None if region is None else region.mask(threshold)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +141,21 @@ def _above_threshold(logits: Logits, channel: int, threshold: float) -> _Region 
 
     Linear interpolation never exceeds its neighbours, so nothing is lost.
     """
+    above = bounding_box(logits.values[channel] > _logit(threshold))
+    return None if above is None else _upsampled(logits, channel, above)
+
+
+def _around(logits: Logits, channel: int, region: _Region | None, mask: BoxedMask) -> _Region:
+    """A region that holds the mask: the label's own, unless a rule took voxels that were predicted as another label."""
+    if region is not None and intersection(mask.box, region.box) == mask.box:
+        return region
+    i, j, k = (slice(side.start // logits.stride, -(-side.stop // logits.stride)) for side in mask.box)
+    return _upsampled(logits, channel, (i, j, k))
+
+
+def _upsampled(logits: Logits, channel: int, above: Box) -> _Region:
+    """The label's logits on the model grid in a box of the feature grid and one voxel more on each side."""
     values = logits.values[channel]
-    above = bounding_box(values > _logit(threshold))
-    if above is None:
-        return None
     stride, shape = logits.stride, logits.grid.shape
     feature_shape = (values.shape[0], values.shape[1], values.shape[2])
     covered = grown(above, (1, 1, 1), feature_shape)

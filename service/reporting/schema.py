@@ -202,8 +202,10 @@ class Provenance(_Part):
     software: str = Field(default="viscera", description="The program that made this document.")
     software_version: str = Field(examples=["0.1.0"])
     engine: str = Field(description="Inference engine and, where it matters, its device.", examples=["openvino"])
+    precision: str = Field(description="Precision of the backbone.", examples=["fp32"])
     settings: dict[str, JsonValue] = Field(
-        description="The settings the masks depend on.", examples=[{"overlap": 0.5, "labels": None}]
+        description="The settings the masks depend on.",
+        examples=[{"overlap": 0.5, "targets": None, "postprocessing": "viscera"}],
     )
     input_sha256: Sha256 = Field(
         description="SHA-256 of the decoded voxels and their geometry, whatever the packaging."

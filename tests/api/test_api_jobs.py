@@ -43,16 +43,16 @@ def test_the_field_may_be_called_file(api: Api):
 def test_labels_may_be_repeated_or_comma_separated_before_or_after_the_files(api: Api):
     boundary = "frontier"
     body = (
-        '--frontier\r\nContent-Disposition: form-data; name="labels"\r\n\r\nliver, liver_tumor\r\n'
+        '--frontier\r\nContent-Disposition: form-data; name="targets"\r\n\r\nliver, liver_tumor\r\n'
         '--frontier\r\nContent-Disposition: form-data; name="files"; filename="a.nii"\r\n\r\nscan\r\n'
-        '--frontier\r\nContent-Disposition: form-data; name="labels"\r\n\r\nliver\r\n'
+        '--frontier\r\nContent-Disposition: form-data; name="targets"\r\n\r\nliver\r\n'
         '--frontier\r\nContent-Disposition: form-data; name="overlap"\r\n\r\n0.25\r\n--frontier--\r\n'
     )
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
 
     job = api.client.post("/v1/jobs", content=body, headers=headers).json()
 
-    assert job["labels"] == ["liver", "liver_tumor"]
+    assert job["targets"] == ["liver", "liver_tumor"]
     assert api.store.get(job["id"]).request.overlap == 0.25
 
 

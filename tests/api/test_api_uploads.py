@@ -62,8 +62,8 @@ def test_another_media_type_is_refused(api: Api, content_type):
         "--frontier\r\nbroken header\r\n\r\nscan\r\n--frontier--\r\n",
         part("files", "scan", "a.nii") + part("overlap", "much") + "--frontier--\r\n",
         part("files", "scan", "a.nii") + part("model", "a") + part("model", "b") + "--frontier--\r\n",
-        part("files", "scan", "a.nii") + part("labels", "x" * 5000) + "--frontier--\r\n",
-        part("files", "scan", "a.nii") + 100 * part("labels", "liver") + "--frontier--\r\n",
+        part("files", "scan", "a.nii") + part("targets", "x" * 5000) + "--frontier--\r\n",
+        part("files", "scan", "a.nii") + 100 * part("targets", "liver") + "--frontier--\r\n",
     ],
 )
 def test_a_malformed_form_is_an_invalid_request(api: Api, body):
@@ -82,7 +82,7 @@ def test_an_unknown_model_is_not_found(api: Api):
 
 
 def test_an_unknown_label_is_refused_with_the_labels_there_are(api: Api):
-    response = api.client.post("/v1/jobs", files={"files": b"scan"}, data={"labels": "liver,Brain!"})
+    response = api.client.post("/v1/jobs", files={"files": b"scan"}, data={"targets": "liver,Brain!"})
     detail = refused(api, response, 422, "unknown-label")
     assert "'Brain!'" in detail
     assert "liver, liver_tumor" in detail

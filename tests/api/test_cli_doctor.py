@@ -1,4 +1,4 @@
-"""`viscera doctor`, `models`, and what every command has in common."""
+"""`viscera doctor`, and what every command has in common."""
 
 import subprocess
 import sys
@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from service.cli import app, doctor
 from service.settings import Settings
-from tests.support.api import write_model
 from tests.support.tiny_bundle import write_tiny_bundle
 
 run = CliRunner().invoke
@@ -91,16 +90,6 @@ def test_a_nearly_full_disk_is_noted(tmp_path: Path, monkeypatch):
     folder, space = doctor.check_data_folder(Settings(data_dir=tmp_path))
 
     assert (folder.verdict, space.verdict) == (doctor.Verdict.OK, doctor.Verdict.NOTE)
-
-
-def test_models_here_are_listed(settings, tmp_path: Path):
-    write_model(tmp_path / "models")
-    settings.setenv("VISCERA_BUNDLES_DIR", f'["{tmp_path / "models"}"]')
-
-    result = run(app, ["models"])
-
-    assert result.exit_code == 0
-    assert "(default)" in result.output
 
 
 def test_help_and_version_need_no_numerical_stack_and_no_server():

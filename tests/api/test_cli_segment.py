@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 import service.cli.segment as command
 from service.cli import app
 from service.errors import TooFewSlices
+from service.inference.bundle import open_bundle
 from service.progress import Stage
 from service.reporting.schema import Findings
 from tests.support.findings import example_findings
@@ -40,7 +42,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
         return Findings.model_validate(example_findings())
 
     monkeypatch.setattr(command, "segment_study", segment_study)
-    monkeypatch.setattr(command, "load_model", lambda *_: None)
+    monkeypatch.setattr(command, "load_bundle", lambda path, **_: SimpleNamespace(bundle=open_bundle(path)))
     monkeypatch.setenv("VISCERA_DATA_DIR", str(tmp_path / "data"))
     return seen
 
@@ -94,7 +96,7 @@ def test_a_second_run_replaces_the_files_of_the_first(quick, tiny: Path, tmp_pat
     ("options", "code"),
     [
         (["--bundle", "none-such"], "model-not-found"),
-        (["--labels", "brain"], "unknown-label"),
+        (["--targets", "brain"], "unknown-label"),
         (["--engine", "abacus"], ""),
     ],
 )

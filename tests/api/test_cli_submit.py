@@ -52,7 +52,23 @@ def url(api: Api) -> str:
 def test_submit_waits_prints_the_findings_and_fetches_the_files(api: Api, url: str, study: Path, tmp_path: Path):
     out = tmp_path / "out"
     with worker(api, api.succeed):
-        result = run(app, ["submit", str(study), "--url", url, "--out", str(out), "--labels", "liver, liver_tumor"])
+        result = run(
+            app,
+            [
+                "submit",
+                str(study),
+                "--url",
+                url,
+                "--out",
+                str(out),
+                "--targets",
+                "liver, liver_tumor",
+                "--postprocessing",
+                "none",
+                "--overlap",
+                "0.25",
+            ],
+        )
 
     assert result.exit_code == 0, result.output
     assert "liver_tumor-1" in result.output
@@ -67,7 +83,8 @@ def test_submit_waits_prints_the_findings_and_fetches_the_files(api: Api, url: s
         "overview.png",
     ]
     job = api.store.get(api.dispatched[0])
-    assert job.request.labels == ("liver", "liver_tumor")
+    assert job.request.targets == ("liver", "liver_tumor")
+    assert (job.request.postprocessing, job.request.overlap) == ("none", 0.25)
     assert job.upload_bytes == 400_000
 
 
@@ -113,7 +130,7 @@ def test_a_canceled_job_is_said_so(api: Api, url: str, study: Path):
 
 
 def test_a_refused_upload_is_one_line_and_status_2(url: str, study: Path):
-    result = run(app, ["submit", str(study), "--url", url, "--labels", "brain"])
+    result = run(app, ["submit", str(study), "--url", url, "--targets", "brain"])
 
     assert result.exit_code == 2
     assert "(unknown-label)" in result.output

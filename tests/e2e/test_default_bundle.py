@@ -10,7 +10,7 @@ import pytest
 
 from service.errors import BundleTampered, SelfTestFailed, UnknownSchemaVersion
 from service.inference.bundle import default_bundle_path, open_bundle
-from service.inference.model import load_model
+from service.inference.model import load_bundle
 from training.labels import LABELS
 
 
@@ -58,4 +58,4 @@ def test_failing_self_test_is_refused(copy: Path, engine: str):
     manifest["files"]["sample.npz"] = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(SelfTestFailed):
-        load_model(copy, engine)
+        load_bundle(copy, engine=engine)

@@ -51,7 +51,8 @@ def test_written_manifest_satisfies_schema_and_service(manifest: Json) -> None:
     check_manifest(manifest)
     parsed = Manifest.model_validate(manifest)
     assert [label.name for label in parsed.labels] == [label.name for label in LABELS]
-    assert parsed.label("kidney_cyst").limited_to_hosts
+    assert parsed.label("kidney_cyst").companions("viscera") == {"kidney_right", "kidney_left"}
+    assert parsed.label("kidney_cyst").companions("reference") == frozenset()
     assert json.loads(parsed.model_dump_json()) == manifest  # neither reader drops or invents anything
 
 
@@ -76,7 +77,10 @@ def test_values_come_from_the_checkpoint(manifest: Json, checkpoint: Checkpoint)
     assert tumor["name"] == "liver_tumor"
     assert tumor["type"] == {"scheme": "SCT", "value": "108369006", "meaning": "Neoplasm"}
     assert tumor["anatomic_region"]["meaning"] == "Liver"
-    assert tumor["postprocessing"][1] == {"rule": "min_volume", "ml": 0.0675}
+    assert tumor["postprocessing"]["viscera"][1] == {"rule": "min_volume", "ml": 0.0675}
+    assert tumor["postprocessing"]["reference"] == [
+        {"rule": "within_hosts", "closing_mm": 3.0, "dilation_mm": 3.0, "components": 1}
+    ]
 
 
 def test_parity_is_stated_and_measured(manifest: Json) -> None:
@@ -111,8 +115,8 @@ def _set(*keys: str | int, to: Any) -> Callable[[Json], None]:
         (_set("labels", 0, "kind", to="bone"), r"labels\[0\]\.kind"),
         (_set("labels", 0, "color", to=[0, 0, 256]), r"labels\[0\]\.color"),
         (_set("labels", 0, "threshold", to=1.0), r"labels\[0\]\.threshold"),
-        (_set("labels", 0, "postprocessing", to=[{"rule": "erode"}]), r"labels\[0\]\.postprocessing\[0\]"),
-        (_set("labels", 0, "postprocessing", to=[{"rule": "min_volume", "ml": 0}]), r"postprocessing\[0\]"),
+        (_set("labels", 0, "postprocessing", "viscera", to=[{"rule": "erode"}]), r"postprocessing\.viscera\[0\]"),
+        (_set("labels", 0, "postprocessing", "viscera", to=[{"rule": "min_volume", "ml": 0}]), r"viscera\[0\]"),
         (_set("labels", 0, "laterality", to="left"), r"labels\[0\]\.laterality"),
         (_set("preprocessing", "orientation", to="LPS"), r"\$\.preprocessing\.orientation"),
         (_set("preprocessing", "spacing_mm", to=[1.0, 1.0]), r"\$\.preprocessing\.spacing_mm"),

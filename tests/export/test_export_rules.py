@@ -2,7 +2,17 @@
 
 import pytest
 
-from model_export.rules import KeepLargest, MaxComponents, MinVolume, WithinHosts, postprocessing_rules
+from model_export.manifest import label_entry
+from model_export.rules import (
+    CutBelow,
+    KeepLargest,
+    MaxComponents,
+    MinVolume,
+    SideOfPair,
+    WithinHosts,
+    postprocessing_rules,
+    reference_rules,
+)
 from training.labels import BY_NAME, LABELS, LESIONS, ORGANS
 
 
@@ -36,3 +46,25 @@ def test_organs_keep_one_component_except_branching_vessels() -> None:
 def test_every_label_has_rules_and_every_lesion_a_host_to_lie_in() -> None:
     assert len([postprocessing_rules(label) for label in LABELS]) == 32
     assert all(label.hosts for label in LESIONS)
+
+
+def test_reference_rules_are_those_of_the_published_implementation() -> None:
+    special = {
+        "portal_and_splenic_vein": (CutBelow(organ="pancreas"),),
+        "hepatic_vessel": (),
+        "lung_right": (SideOfPair(partner="lung_left", side="right"),),
+        "lung_left": (SideOfPair(partner="lung_right", side="left"),),
+        "kidney_tumor": (WithinHosts(closing_mm=3.0, dilation_mm=3.0, components=2),),
+        "liver_tumor": (WithinHosts(closing_mm=3.0, dilation_mm=3.0, components=1),),
+    }
+    for label in LABELS:
+        plain = (KeepLargest(count=1),) if label in ORGANS else ()
+        assert reference_rules(label) == special.get(label.name, plain), label.name
+
+
+def test_a_rule_about_an_organ_that_the_model_lacks_is_left_out() -> None:
+    vein = "portal_and_splenic_vein"
+    assert label_entry(vein, [vein, "pancreas"])["postprocessing"]["reference"] == [
+        {"rule": "cut_below", "organ": "pancreas"}
+    ]
+    assert label_entry(vein, [vein])["postprocessing"] == {"viscera": [], "reference": []}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.inference.bundle import Bundle, open_bundle
-from service.inference.model import Model, load_model
+from service.inference.model import Model, load_bundle
 from tests.support.tiny_bundle import write_tiny_bundle
 
 
@@ -22,4 +22,4 @@ def tiny_bundle(tiny_path: Path) -> Bundle:
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_path: Path) -> Model:
-    return load_model(tiny_path, engine="onnxruntime", threads=1)
+    return load_bundle(tiny_path, engine="onnxruntime", threads=1)

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from service.errors import BundleInvalid, BundleNotFound, BundleTampered, UnknownLabel, UnknownSchemaVersion
+from service.errors import (
+    BundleInvalid,
+    BundleNotFound,
+    BundleTampered,
+    PrecisionNotOffered,
+    UnknownLabel,
+    UnknownSchemaVersion,
+)
 from service.inference import bundle as bundle_module
 from service.inference.bundle import Bundle, default_bundle_path, find_bundles, open_bundle
 from tests.support.tiny_bundle import read_manifest, write_manifest, write_tiny_bundle
@@ -37,7 +44,7 @@ def test_what_an_open_bundle_holds(tiny_path: Path, tiny_bundle: Bundle) -> None
     assert tiny_bundle.sample.logits.shape == (1, 4, 24, 24, 24)
     assert tiny_bundle.sample.logits.dtype == np.float32
     assert tiny_bundle.backbone("fp32") == (tiny_path / "backbone.onnx").read_bytes()
-    with pytest.raises(BundleInvalid, match="no precision bf16; it has fp32"):
+    with pytest.raises(PrecisionNotOffered, match="no precision 'bf16'; it has fp32"):
         tiny_bundle.backbone("bf16")
 
 
@@ -194,10 +201,10 @@ def test_a_sample_of_another_form_is_refused(bundle_path: Path, arrays: dict[str
 
 
 def test_labels_by_name_keep_the_bundles_order(tiny_bundle: Bundle) -> None:
-    assert [label.name for label in tiny_bundle.labels_named(["lung", "liver"])] == ["liver", "lung"]
-    assert tiny_bundle.labels_named(None) == tiny_bundle.manifest.labels
-    with pytest.raises(UnknownLabel, match="no label spleen"):
-        tiny_bundle.labels_named(["liver", "spleen"])
+    assert [label.name for label in tiny_bundle.labels_for(["lung", "liver"])] == ["liver", "lung"]
+    assert tiny_bundle.labels_for(None) == tiny_bundle.manifest.labels
+    with pytest.raises(UnknownLabel, match="no label, group or code 'spleen'"):
+        tiny_bundle.labels_for(["liver", "spleen"])
 
 
 def test_finding_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_path: Path) -> None:

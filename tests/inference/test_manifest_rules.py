@@ -24,8 +24,9 @@ def test_a_valid_manifest_becomes_frozen_data(tiny_path: Path) -> None:
 
     tumor = manifest.label("liver_tumor")
     assert tumor.kind is LabelKind.TUMOR
-    assert tumor.limited_to_hosts
-    assert tumor.postprocessing[1] == MinVolume(ml=0.1)
+    assert tumor.companions("viscera") == {"liver"}
+    assert tumor.companions("none") == frozenset()
+    assert tumor.postprocessing.viscera[1] == MinVolume(ml=0.1)
     with pytest.raises(ValidationError, match="frozen"):
         tumor.threshold = 0.9
     with pytest.raises(KeyError):
@@ -61,7 +62,22 @@ def _set(*path: str | int, to: object) -> Callable[[dict[str, Any]], None]:
         (_set("labels", 1, "threshold", to=1.0), "threshold"),
         (_set("labels", 1, "threshold", to=0.0), "threshold"),
         (_set("labels", 1, "color", to=[0, 0, 256]), "color"),
-        (_set("labels", 1, "postprocessing", to=[{"rule": "magic"}]), "magic"),
+        (_set("labels", 1, "postprocessing", "viscera", to=[{"rule": "magic"}]), "magic"),
+        (_set("labels", 1, "postprocessing", to=[{"rule": "keep_largest"}]), "postprocessing"),
+        (
+            _set("labels", 1, "postprocessing", "reference", to=[{"rule": "cut_below", "organ": "spleen"}]),
+            "looks at spleen",
+        ),
+        (
+            _set("labels", 1, "postprocessing", "viscera", to=[{"rule": "cut_below", "organ": "bone"}]),
+            "looks at bone",
+        ),
+        (
+            _set(
+                "labels", 1, "postprocessing", "viscera", to=[{"rule": "side_of_pair", "partner": "lung", "side": "up"}]
+            ),
+            "side",
+        ),
         (_set("labels", to=[]), "labels"),
         (_set("preprocessing", "spacing_mm", to=[2.0, 2.0, 0.0]), "spacing_mm"),
         (_set("preprocessing", "spacing_mm", to=[2.0, 2.0, "2.0"]), "spacing_mm"),

@@ -7,9 +7,21 @@ from scipy import ndimage
 
 from service.imaging.geometry import Geometry
 from service.inference.grid import bounding_box, full_box
-from service.inference.manifest import Code, KeepLargest, Label, LabelKind, MaxComponents, MinVolume, WithinHosts
+from service.inference.manifest import (
+    Code,
+    CutBelow,
+    KeepLargest,
+    Label,
+    LabelKind,
+    MaxComponents,
+    MinVolume,
+    RuleSets,
+    SideOfPair,
+    WithinHosts,
+)
 from service.inference.postprocessing import (
     BoxedMask,
+    Companions,
     apply_rules,
     components_of_at_least,
     host_region,
@@ -31,8 +43,14 @@ def lesion(*rules: object) -> Label:
         color=(1, 2, 3),
         category=CODE,
         type=CODE,
-        postprocessing=rules,
+        postprocessing=RuleSets(viscera=rules),
     )
+
+
+def ruled(mask: BoxedMask | None, label: Label, **companions: BoxedMask | None) -> BoxedMask | None:
+    """The mask after all rules of the label; a companion's mask counts as predicted and as finished."""
+    others = Companions(companions.__getitem__, companions)
+    return apply_rules(mask, label, label.postprocessing.viscera, GRID_2MM, others)
 
 
 def boxed(mask: Mask) -> BoxedMask:
@@ -87,8 +105,8 @@ def test_components_of_at_least(voxels: float, after: str) -> None:
 def test_a_component_of_exactly_the_minimum_volume_stays() -> None:
     mask = np.zeros(GRID_2MM.shape, np.bool_)
     mask[2, 2, 2:7] = True  # 5 voxels: 0.04 ml
-    assert unboxed(apply_rules(boxed(mask), lesion(MinVolume(ml=0.04)), GRID_2MM, {})).sum() == 5
-    assert apply_rules(boxed(mask), lesion(MinVolume(ml=0.041)), GRID_2MM, {}) is None
+    assert unboxed(ruled(boxed(mask), lesion(MinVolume(ml=0.04)))).sum() == 5
+    assert ruled(boxed(mask), lesion(MinVolume(ml=0.041))) is None
 
 
 @pytest.mark.parametrize(
@@ -133,7 +151,7 @@ def test_rules_run_in_their_order_and_in_millimetres() -> None:
     tumor[4, 4, 4] = True  # alone, in the host
     rules = (WithinHosts(dilation_mm=2.0), MinVolume(ml=0.01), MaxComponents(count=1))
 
-    result = unboxed(apply_rules(boxed(tumor), lesion(*rules), GRID_2MM, {"liver": boxed(liver)}))
+    result = unboxed(ruled(boxed(tumor), lesion(*rules), liver=boxed(liver)))
 
     expected = np.zeros(GRID_2MM.shape, np.bool_)
     expected[6:9, 6:9, 6:9] = True
@@ -141,13 +159,13 @@ def test_rules_run_in_their_order_and_in_millimetres() -> None:
     np.testing.assert_array_equal(result, expected)
 
     # The other way round the largest component is the one outside the host, and nothing is left of it.
-    assert apply_rules(boxed(tumor), lesion(KeepLargest(), *rules), GRID_2MM, {"liver": boxed(liver)}) is None
+    assert ruled(boxed(tumor), lesion(KeepLargest(), *rules), liver=boxed(liver)) is None
 
 
 def test_without_a_host_nothing_is_left() -> None:
     tumor = np.ones(GRID_2MM.shape, np.bool_)
-    assert apply_rules(boxed(tumor), lesion(WithinHosts(dilation_mm=6.0)), GRID_2MM, {"liver": None}) is None
-    assert apply_rules(None, lesion(WithinHosts(dilation_mm=6.0)), GRID_2MM, {"liver": None}) is None
+    assert ruled(boxed(tumor), lesion(WithinHosts(dilation_mm=6.0)), liver=None) is None
+    assert ruled(None, lesion(WithinHosts(dilation_mm=6.0)), liver=None) is None
 
 
 def test_a_mask_is_held_in_its_smallest_box() -> None:
@@ -157,3 +175,60 @@ def test_a_mask_is_held_in_its_smallest_box() -> None:
     held = BoxedMask.trimmed((slice(0, 10), slice(5, 20), slice(0, 20)), mask[:10, 5:])
     assert held is not None
     assert held.box == bounding_box(mask)
+
+
+def spread(*boxes: tuple[slice, ...]) -> BoxedMask:
+    mask = np.zeros(GRID_2MM.shape, np.bool_)
+    for box in boxes:
+        mask[box] = True
+    return boxed(mask)
+
+
+RIGHT, LEFT = np.s_[12:18, 4:14, 3:17], np.s_[2:8, 4:14, 3:17]  # x grows towards the patient's right
+
+
+def test_the_sides_of_a_pair_are_told_by_position_whatever_was_predicted() -> None:
+    """Each lung's prediction holds parts of both lungs, and specks; joined, the two largest are taken by side."""
+    speck = np.s_[0:1, 0:1, 0:1]
+    one, other = spread(np.s_[12:18, 4:14, 3:9], LEFT, speck), spread(np.s_[12:18, 4:14, 8:17])
+    for side, expected in (("right", RIGHT), ("left", LEFT)):
+        for mask, partner in ((one, other), (other, one)):
+            found = ruled(mask, lesion(SideOfPair(partner="lung", side=side)), lung=partner)
+            np.testing.assert_array_equal(unboxed(found), unboxed(spread(expected)))
+
+
+def test_a_side_may_come_from_the_partner_alone() -> None:
+    found = ruled(None, lesion(SideOfPair(partner="lung", side="left")), lung=spread(LEFT, RIGHT))
+    np.testing.assert_array_equal(unboxed(found), unboxed(spread(LEFT)))
+
+
+def test_one_component_has_no_sides() -> None:
+    """As in the published implementation: touching lungs, or a single one, leave nothing."""
+    assert ruled(spread(LEFT), lesion(SideOfPair(partner="lung", side="left")), lung=None) is None
+    assert ruled(None, lesion(SideOfPair(partner="lung", side="left")), lung=None) is None
+
+
+def test_cut_below_the_lowest_slice_of_an_organ() -> None:
+    vein = spread(np.s_[5:7, 5:7, 0:12])
+    cut = ruled(vein, lesion(CutBelow(organ="pancreas")), pancreas=spread(np.s_[0:3, 0:3, 4:8]))
+    np.testing.assert_array_equal(unboxed(cut), unboxed(spread(np.s_[5:7, 5:7, 4:12])))
+    assert ruled(vein, lesion(CutBelow(organ="pancreas")), pancreas=spread(np.s_[0:3, 0:3, 15:18])) is None
+    whole = ruled(vein, lesion(CutBelow(organ="pancreas")), pancreas=spread(np.s_[0:3, 0:3, 0:3]))
+    np.testing.assert_array_equal(unboxed(whole), unboxed(vein))
+
+
+def test_an_organ_that_was_not_found_cuts_nothing() -> None:
+    vein = spread(np.s_[5:7, 5:7, 0:12])
+    cut = ruled(vein, lesion(CutBelow(organ="pancreas")), pancreas=None)
+    np.testing.assert_array_equal(unboxed(cut), unboxed(vein))
+
+
+def test_hosts_as_predicted_count_by_their_largest_components() -> None:
+    """A false speck of liver holds a false tumour: with one component of the host only the true one stays."""
+    liver = spread(np.s_[2:10, 2:10, 2:10], np.s_[16:18, 16:18, 16:18])
+    tumor = spread(np.s_[4:6, 4:6, 4:6], np.s_[16:18, 16:18, 16:18])
+    kept = ruled(tumor, lesion(WithinHosts(components=1)), liver=liver)
+    np.testing.assert_array_equal(unboxed(kept), unboxed(spread(np.s_[4:6, 4:6, 4:6])))
+    both = ruled(tumor, lesion(WithinHosts(components=2)), liver=liver)
+    np.testing.assert_array_equal(unboxed(both), unboxed(tumor))
+    assert ruled(tumor, lesion(WithinHosts(components=1)), liver=None) is None

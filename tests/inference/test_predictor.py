@@ -8,11 +8,11 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from service.errors import EngineUnavailable, SelfTestFailed, UnknownLabel
+from service.errors import EngineUnavailable, PrecisionNotOffered, SelfTestFailed
 from service.inference.bundle import Bundle, Head
 from service.inference.engines import open_engine
 from service.inference.head import head_logits
-from service.inference.model import Model, load_model
+from service.inference.model import Model, load_bundle
 from service.inference.predictor import Predictor
 from tests.support.tiny_bundle import expected_logits, head_rows, read_manifest, write_manifest, write_tiny_bundle
 
@@ -26,7 +26,7 @@ def random_windows(batch: int) -> Float32:
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_logits_are_what_the_bundle_was_made_to_say(tiny_bundle: Bundle, engine: str) -> None:
     windows = random_windows(2)
-    logits = Predictor(tiny_bundle, open_engine(tiny_bundle, engine, 1))(windows)
+    logits = Predictor(tiny_bundle, open_engine(tiny_bundle, engine, threads=1))(windows)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected_logits(windows[:, None]), atol=1e-3)
 
@@ -39,7 +39,7 @@ def test_each_window_has_its_own_parameters(tiny_bundle: Bundle) -> None:
     windows = random_windows(2)
     windows[1] += 0.5
 
-    logits = Predictor(bundle, open_engine(bundle, "onnxruntime", 1))(windows)
+    logits = Predictor(bundle, open_engine(bundle, "onnxruntime", threads=1))(windows)
 
     expected = expected_logits(windows[:, None]) + windows.mean(axis=(1, 2, 3)).reshape(2, 1, 1, 1, 1)
     np.testing.assert_allclose(logits, expected, atol=1e-3)
@@ -47,19 +47,45 @@ def test_each_window_has_its_own_parameters(tiny_bundle: Bundle) -> None:
 
 def test_a_subset_of_labels_is_a_subset_of_the_rows(tiny_model: Model) -> None:
     windows = random_windows(1)
-    subset = tiny_model.predictor.for_labels(["lung", "bone"])
+    subset = tiny_model.predictor.for_labels(tiny_model.bundle.labels_for(["lung", "bone"]))
     assert [label.name for label in subset.labels] == ["bone", "lung"]
     np.testing.assert_array_equal(subset(windows), tiny_model.predictor(windows)[:, [1, 2]])
 
 
 def test_a_lesion_brings_the_hosts_that_confine_it(tiny_model: Model) -> None:
-    assert [label.name for label in tiny_model.predictor.for_labels(["liver_tumor"]).labels] == ["liver", "liver_tumor"]
-    with pytest.raises(UnknownLabel):
-        tiny_model.predictor.for_labels(["spleen"])
+    tumor = tiny_model.bundle.labels_for(["liver_tumor"])
+    assert [label.name for label in tiny_model.predictor.for_labels(tumor).labels] == ["liver", "liver_tumor"]
+    assert [label.name for label in tiny_model.predictor.for_labels(tumor, "none").labels] == ["liver_tumor"]
+
+
+def test_logits_of_given_windows(tiny_model: Model) -> None:
+    """The documented call: both shapes of windows, all labels, nothing blended or thresholded."""
+    windows = random_windows(2)
+    logits = tiny_model.logits(windows)
+    assert logits.shape == (2, 4, 16, 16, 8)
+    np.testing.assert_array_equal(logits, tiny_model.logits(windows[:, None]))
+    np.testing.assert_array_equal(logits, tiny_model.predictor(windows))
+
+
+def test_a_batch_of_windows_gives_the_logits_of_each(tiny_model: Model) -> None:
+    windows = random_windows(3)
+    one_by_one = np.concatenate([tiny_model.logits(window[None]) for window in windows])
+    np.testing.assert_allclose(tiny_model.logits(windows), one_by_one, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 32), (1, 3, 32, 32, 32), (1, 32, 32, 24), (1, 0, 16, 16)])
+def test_windows_of_another_shape_are_refused(tiny_model: Model, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(B, D, H, W\)"):
+        tiny_model.logits(np.zeros(shape, np.float32))
+
+
+def test_a_precision_that_the_bundle_lacks_is_refused(tiny_path: Path) -> None:
+    with pytest.raises(PrecisionNotOffered, match=r"no precision 'int4'; it has fp32"):
+        load_bundle(tiny_path, engine="onnxruntime", precision="int4")
 
 
 def test_a_loaded_model_has_passed_its_self_test(tiny_path: Path) -> None:
-    model = load_model(tiny_path, engine="openvino", threads=1)
+    model = load_bundle(tiny_path, engine="openvino", threads=1)
     model.predictor.self_test()
     assert model.predictor.engine.name == "openvino"
 
@@ -71,7 +97,7 @@ def test_a_bundle_whose_sample_is_not_reproduced_is_refused(tmp_path: Path) -> N
     save_file({"W_image": np.zeros((153, 256), np.float32), "K": rows}, path / "head.safetensors")
     write_manifest(path, read_manifest(path))  # the hashes are true; only the numbers are not
     with pytest.raises(SelfTestFailed, match=r"viscera-tiny .* in logits"):
-        load_model(path, engine="onnxruntime", threads=1)
+        load_bundle(path, engine="onnxruntime", threads=1)
 
 
 def test_a_small_bias_near_the_threshold_is_refused_by_its_probability(tmp_path: Path) -> None:
@@ -81,7 +107,7 @@ def test_a_small_bias_near_the_threshold_is_refused_by_its_probability(tmp_path:
     save_file({"W_image": np.zeros((153, 256), np.float32), "K": rows}, path / "head.safetensors")
     write_manifest(path, read_manifest(path))
     with pytest.raises(SelfTestFailed, match="in probability"):
-        load_model(path, engine="onnxruntime", threads=1)
+        load_bundle(path, engine="onnxruntime", threads=1)
 
 
 class _Broken:

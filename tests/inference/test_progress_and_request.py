@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.progress import Stage, no_progress, overall_percent
-from service.request import SegmentationRequest
+from service.request import PostProcessing, SegmentationRequest
 
 
 def test_percent_rises_from_nothing_to_all_through_every_stage() -> None:
@@ -24,16 +24,19 @@ def test_a_fraction_beyond_its_stage_is_clamped() -> None:
 
 
 def test_a_request_leaves_everything_to_the_bundle_by_default() -> None:
-    assert SegmentationRequest() == SegmentationRequest(labels=None, overlap=None)
+    assert SegmentationRequest() == SegmentationRequest(
+        targets=None, overlap=None, postprocessing=PostProcessing.VISCERA
+    )
 
 
 @pytest.mark.parametrize(
     "choice",
     [
-        {"labels": []},
-        {"labels": ["liver", "liver"]},
-        {"labels": ["../liver"]},
-        {"labels": "liver"},
+        {"targets": []},
+        {"targets": ["liver", "liver"]},
+        {"targets": ["liver tumor"]},
+        {"targets": "liver"},
+        {"postprocessing": "magic"},
         {"overlap": 1.0},
         {"overlap": -0.1},
         {"overlap": float("nan")},

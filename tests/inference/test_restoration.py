@@ -59,12 +59,12 @@ def phantom(geometry: Geometry) -> tuple[Volume, dict[str, Mask]]:
 
 
 def segment(
-    volume: Volume, model: Model, labels: list[str] | None = None, interpolation: Interpolation = LINEAR
+    volume: Volume, model: Model, targets: list[str] | None = None, interpolation: Interpolation = LINEAR
 ) -> Masks:
     manifest = model.bundle.manifest
     network_input = preprocess(volume, manifest.preprocessing)
-    logits = predict_windows(network_input, model.predictor.for_labels(labels), manifest.sliding_window)
-    wanted = model.bundle.labels_named(labels)
+    wanted = model.bundle.labels_for(targets)
+    logits = predict_windows(network_input, model.predictor.for_labels(wanted), manifest.sliding_window)
     return restore_masks(logits, wanted, onto=volume.geometry, mask_interpolation=interpolation)
 
 

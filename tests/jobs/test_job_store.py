@@ -15,7 +15,7 @@ from service.jobs.store import JobStore
 from service.request import SegmentationRequest
 
 ERROR = JobError("too-few-slices", "Too few slices", "The series has 4 slices; at least 10 are needed.")
-REQUEST = SegmentationRequest(labels=("liver", "spleen"), overlap=0.25)
+REQUEST = SegmentationRequest(targets=("liver", "spleen"), overlap=0.25)
 
 
 def create(store: JobStore, request: SegmentationRequest = REQUEST) -> Job:

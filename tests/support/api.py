@@ -20,6 +20,8 @@ from tests.support.findings import example_findings
 from tests.support.live import live_server
 
 OWNER = "test-worker"
+LIVER = {"scheme": "SCT", "value": "10200004", "meaning": "Liver"}
+NEOPLASM = {"scheme": "SCT", "value": "108369006", "meaning": "Neoplasm"}
 
 
 def write_model(folder: Path, name: str = "viscera-compact", version: str = "1.0.0") -> Path:
@@ -27,7 +29,15 @@ def write_model(folder: Path, name: str = "viscera-compact", version: str = "1.0
     bundle = folder / f"{name}-{version}"
     bundle.mkdir(parents=True)
     labels = [
-        {"index": 1, "name": "liver", "display_name": "Liver", "kind": "organ", "hosts": [], "color": [180, 90, 60]},
+        {
+            "index": 1,
+            "name": "liver",
+            "display_name": "Liver",
+            "kind": "organ",
+            "hosts": [],
+            "color": [180, 90, 60],
+            "type": LIVER,
+        },
         {
             "index": 2,
             "name": "liver_tumor",
@@ -35,6 +45,7 @@ def write_model(folder: Path, name: str = "viscera-compact", version: str = "1.0
             "kind": "tumor",
             "hosts": ["liver"],
             "color": [230, 200, 40],
+            "type": NEOPLASM,
         },
     ]
     manifest = {
@@ -46,6 +57,7 @@ def write_model(folder: Path, name: str = "viscera-compact", version: str = "1.0
         "licence": "Apache-2.0",
         "labels": labels,
         "preprocessing": {"spacing_mm": [2.0, 2.0, 2.0]},
+        "precisions": [{"name": "fp32"}],
     }
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     return bundle

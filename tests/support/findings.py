@@ -69,6 +69,7 @@ def example_findings() -> dict[str, Any]:
         "bundle": {"name": "viscera-compact", "version": "1.0.0", "sha256": "0" * 64},
         "software_version": "0.1.0",
         "engine": "openvino",
+        "precision": "fp32",
         "settings": {},
         "input_sha256": "1" * 64,
         "mask_sha256": "2" * 64,

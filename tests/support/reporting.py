@@ -60,6 +60,7 @@ PROVENANCE = Provenance(
     bundle=BundleReference(name="viscera-test", version="1.2.3", sha256="a" * 64),
     software_version="0.1.0",
     engine="onnxruntime",
+    precision="fp32",
     settings={"overlap": 0.5},
     input_sha256="b" * 64,
     mask_sha256="c" * 64,

@@ -12,6 +12,7 @@ are predicted exactly, up to partial volume at surfaces. The model grid is 2 mm,
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,15 @@ def tiny_manifest() -> dict[str, Any]:
     lung = {"scheme": "SCT", "value": "39607008", "meaning": "Lung"}
     neoplasm = {"scheme": "SCT", "value": "108369006", "meaning": "Neoplasm"}
 
-    def label(index: int, name: str, display_name: str, color: list[int], code: dict[str, str], **more: Any) -> Any:
+    def label(
+        index: int,
+        name: str,
+        display_name: str,
+        color: list[int],
+        code: dict[str, str],
+        rules: Sequence[Any] = ({"rule": "keep_largest", "count": 1},),
+        **more: Any,
+    ) -> Any:
         plain = {
             "kind": "organ",
             "hosts": [],
@@ -135,7 +144,7 @@ def tiny_manifest() -> dict[str, Any]:
             "laterality": None,
             "anatomic_region": None,
             "threshold": 0.5,
-            "postprocessing": [{"rule": "keep_largest", "count": 1}],
+            "postprocessing": {"viscera": list(rules), "reference": []},
         }
         own = {"index": index, "name": name, "display_name": display_name, "color": color, "type": code}
         return {**plain, **own, **more}
@@ -156,8 +165,8 @@ def tiny_manifest() -> dict[str, Any]:
         "files": {},
         "labels": [
             label(6, "liver", "Liver", [221, 130, 101], liver),
-            label(40, "bone", "Bone", [241, 214, 145], bone, postprocessing=[]),
-            label(16, "lung", "Lung", [150, 200, 235], lung, postprocessing=[{"rule": "keep_largest", "count": 2}]),
+            label(40, "bone", "Bone", [241, 214, 145], bone, rules=[]),
+            label(16, "lung", "Lung", [150, 200, 235], lung, rules=[{"rule": "keep_largest", "count": 2}]),
             label(
                 27,
                 "liver_tumor",
@@ -168,7 +177,7 @@ def tiny_manifest() -> dict[str, Any]:
                 hosts=["liver"],
                 category=altered,
                 anatomic_region=liver,
-                postprocessing=tumor_rules,
+                rules=tumor_rules,
             ),
         ],
         "preprocessing": {

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved is what is loaded, and nothing else is."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from training.labels import LABELS
 from training.text import TextProvenance
 
 NAMES = tuple(label.name for label in LABELS)
-TEXT = TextProvenance("CLIP ViT-B/32", "A CT of a {}.", "made for this test", "0" * 64)
+TEXT = TextProvenance("CLIP ViT-B/32", "A CT of a {}.", "made for this test", "0" * 64, "1" * 64, NAMES)
 
 
 class Code:
@@ -40,6 +41,14 @@ def test_round_trip_gives_identical_logits(path: Path) -> None:
     assert (loaded.config, loaded.label_names, loaded.text) == (TINY_CONFIG, NAMES, TEXT)
     assert loaded.training == {"steps": 7}
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_text_that_names_neither_weights_nor_names_is_read(path: Path) -> None:
+    """As checkpoints were before text features could be made here."""
+    content = torch.load(path, weights_only=True)
+    del content["text"]["weights_sha256"], content["text"]["names"]
+    torch.save(content, path)
+    assert load_checkpoint(path).text == replace(TEXT, weights_sha256=None, names=())
 
 
 def test_only_the_checkpoint_is_left(path: Path) -> None:

@@ -1,38 +1,34 @@
 """Text embeddings from their two layouts, and what is refused."""
 
 import hashlib
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tests.support.pickled_code import Payload
 from tests.support.reading import SHARED_DATA
-from training.labels import BY_NAME
+from training.labels import BY_NAME, LABELS
 from training.text import (
     PUBLISHED_ENCODER,
     PUBLISHED_SOURCE,
     PUBLISHED_TEMPLATE,
     TextEmbeddingError,
+    TextProvenance,
     embedding_sha256,
     random_text_embedding,
     read_text_embedding,
     whiten,
+    write_text_embedding,
 )
 
+NAMES = tuple(label.prompt for label in LABELS)
 PUBLISHED = SHARED_DATA / "clip_text_embeddings" / "txt_encoding.pth"
-
-
-class Payload:
-    """Unpickled, it makes a folder."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self):
-        return Path.mkdir, (self.mark,)
 
 
 @pytest.fixture
@@ -64,6 +60,69 @@ def test_safetensors_without_metadata_is_of_unknown_origin(embedding: torch.Tens
     save_file({"text_embedding": embedding}, tmp_path / "text.safetensors")
     _, text = read_text_embedding(tmp_path / "text.safetensors")
     assert (text.encoder, text.prompt_template, text.source) == ("unknown", "unknown", "unknown")
+    assert (text.weights_sha256, text.names) == (None, ())
+
+
+def test_metadata_of_a_written_file_is_plain(embedding: torch.Tensor, tmp_path: Path) -> None:
+    text = TextProvenance("CLIP ViT-B/32", "A CT of {}", "our own", "", "ab" * 32, ("spleen", "milz\u00e4"))
+    write_text_embedding(tmp_path / "two.safetensors", embedding[:2].double(), text)
+    with safe_open(tmp_path / "two.safetensors", framework="pt") as file:
+        assert file.metadata() == {
+            "encoder": "CLIP ViT-B/32", "weights_sha256": "ab" * 32, "prompt_template": "A CT of {}",
+            "names": '["spleen", "milz\u00e4"]', "source": "our own",
+        }  # fmt: skip
+        stored = file.get_tensor("text_embedding")
+    assert stored.dtype == torch.float32
+    torch.testing.assert_close(stored, embedding[:2], rtol=0, atol=0)
+    with pytest.raises(TextEmbeddingError, match=r"holds \(2, 512\); needed: \(32, 512\)"):
+        read_text_embedding(tmp_path / "two.safetensors")
+
+
+def test_weights_that_are_not_known_stay_unknown(embedding: torch.Tensor, tmp_path: Path) -> None:
+    text = TextProvenance("one-hot", "{}", "our own", embedding_sha256(embedding), None, NAMES)
+    write_text_embedding(tmp_path / "text.safetensors", embedding, text)
+    assert read_text_embedding(tmp_path / "text.safetensors")[1] == text
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "value", "sentence"),
+    [
+        ("text.pth", (32, 512), 0.0, "text.pth must end with .safetensors, by which it is known when read."),
+        ("a.safetensors", (31, 512), 0.0, "Features of shape (31, 512) for 32 names; needed: (32, 512)."),
+        ("a.safetensors", (32, 768), 0.0, "Features of shape (32, 768) for 32 names; needed: (32, 512)."),
+        ("a.safetensors", (32, 512), float("nan"), "CLIP gives values that are not finite; its weights are damaged."),
+    ],
+)
+def test_what_training_could_not_read_is_not_written(
+    name: str, shape: tuple[int, ...], value: float, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TextEmbeddingError) as refused:
+        write_text_embedding(tmp_path / name, torch.full(shape, value), TextProvenance("CLIP", "{}", "", "", "", NAMES))
+    assert str(refused.value) == sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_other_labels_are_refused(embedding: torch.Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "text.safetensors"
+    swapped = (*NAMES[:5], NAMES[6], NAMES[5].lower(), *NAMES[7:])
+    write_text_embedding(path, embedding, TextProvenance("CLIP", "{}", "", "", "", swapped))
+    with pytest.raises(TextEmbeddingError) as refused:
+        read_text_embedding(path)
+    assert str(refused.value) == "Row 6 of text.safetensors is 'Stomach', but label 6 is 'Liver'."
+
+
+def test_synonyms_of_labels_are_read(embedding: torch.Tensor, tmp_path: Path) -> None:
+    names = ("Milz", *NAMES[1:])
+    path = tmp_path / "text.safetensors"
+    write_text_embedding(path, embedding, TextProvenance("CLIP", "{}", "", "", "", names))
+    assert read_text_embedding(path)[1].names == names
+
+
+@pytest.mark.parametrize("names", ["[", '["Spleen"]', "3", json.dumps([*range(32)])])
+def test_names_that_are_not_one_per_label_are_refused(names: str, embedding: torch.Tensor, tmp_path: Path) -> None:
+    save_file({"text_embedding": embedding}, tmp_path / "text.safetensors", metadata={"names": names})
+    with pytest.raises(TextEmbeddingError, match=r"^The names in text\.safetensors are not "):
+        read_text_embedding(tmp_path / "text.safetensors")
 
 
 def test_hash_is_of_the_float32_bytes(embedding: torch.Tensor, tmp_path: Path) -> None:
@@ -153,6 +212,14 @@ def test_published_rows_are_in_the_order_of_the_labels() -> None:
         "femur_head_right": "femur_head_left", "liver_tumor": "liver", "colon_tumor": "colon",
     }.items():  # fmt: skip
         assert similarity[BY_NAME[name].channel].argmax() == BY_NAME[nearest].channel, name
+
+
+def test_whitening_keeps_the_rest_of_the_provenance() -> None:
+    text = TextProvenance("CLIP", "a {}", "our own", "", "ab" * 32, NAMES)
+    whitened, after = whiten(random_text_embedding(3)[0], text)
+    assert after == TextProvenance(
+        "CLIP, whitened over the labels", "a {}", "our own", embedding_sha256(whitened), "ab" * 32, NAMES
+    )
 
 
 def test_whitened_rows_are_orthogonal_and_a_linear_image_of_the_raw_ones():

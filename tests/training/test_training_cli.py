@@ -9,13 +9,16 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from safetensors import safe_open
 from typer.testing import CliRunner
 
+from tests.support.clip_folder import write_clip_folder
 from tests.support.training import tiny_recipe, write_box_store
 from training import cli
 from training.checkpoint import load_checkpoint
 from training.labels import LABELS
 from training.recipe import RECIPES
+from training.text import read_text_embedding
 
 run = CliRunner().invoke
 
@@ -94,3 +97,72 @@ def test_unreadable_text_embeddings_are_named(
     arguments = ("train", "--run", str(tmp_path / "run"), "--text-embeddings", str(tmp_path / "absent.pth"))
     assert failing(monkeypatch, capsys, *arguments).startswith("TextEmbeddingError: absent.pth is not a readable")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip_folder(tmp_path_factory.mktemp("cli") / "tiny-clip")
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command sets for its own process is put back."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
+
+
+def test_embed_says_one_line_and_nothing_else(clip_folder: Path, tmp_path: Path) -> None:
+    """In a process of its own: a progress bar or a report of the library would stand on standard error."""
+    out = tmp_path / "new" / "text.safetensors"
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "training.cli", "embed", "--weights", str(clip_folder),
+         "--out", str(out)],
+        capture_output=True, text=True, check=False, cwd=Path(cli.__file__).parents[1],
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said = " ".join(ended.stdout.split())
+    assert said.startswith("32 x 512 features of CLIP text model (2 layers, width 8): ")
+    _, text = read_text_embedding(out)
+    assert text.prompt_template == "A computerized tomography of a {}"
+    assert text.names == tuple(label.prompt for label in LABELS)
+    assert text.source == "made by viscera-train embed from the folder tiny-clip"
+
+
+@pytest.mark.usefixtures("environment")
+def test_embed_names_of_a_file_with_a_template(clip_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("liver\nleft kidney\n")
+    arguments = ["--out", str(tmp_path / "a.safetensors"), "--names", str(tmp_path / "names.txt"), "--template", "V2"]
+    result = run(cli.app, ["embed", "--weights", str(clip_folder), *arguments, "--source", "a friend"])
+    assert result.exit_code == 0, result.output
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        assert file.get_tensor("text_embedding").shape == (2, 512)
+        metadata = file.metadata()
+    assert metadata["prompt_template"] == "There is {} in this computerized tomography."
+    assert (json.loads(metadata["names"]), metadata["source"]) == (["liver", "left kidney"], "a friend")
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--template", "A [CLS].", "PromptError: Template 'A [CLS].' has 0 places {} for the name; it needs 1."),
+        ("--names", "absent.txt", "PromptError: absent.txt is not a readable list of names: FileNotFoundError."),
+        ("--encoder", "bert", "TextEncoderError: No text encoder 'bert'; known: clip."),
+        ("--weights", "absent", "TextEncoderError: There is no folder absent; give the one with the encoder's files."),
+        ("--out", "text.pth", "TextEmbeddingError: text.pth must end with .safetensors"),
+    ],
+)
+def test_embed_refuses_in_one_line(
+    option: str,
+    value: str,
+    said: str,
+    clip_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = {"--weights": str(clip_folder), "--out": "text.safetensors"} | {option: value}
+    pairs = [word for pair in arguments.items() for word in pair]
+    assert failing(monkeypatch, capsys, "embed", *pairs).startswith(said)
+    assert list(tmp_path.iterdir()) == []
