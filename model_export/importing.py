@@ -50,7 +50,9 @@ _LABEL_COUNTS = (31, 32)  # the kidney cyst came last
 
 _NAMED_KEYS = 3  # how many keys an error names; it counts the rest
 # What torch's reader of plain data says of a pickle that wants more than that, as opposed to one that is damaged.
-_CODE = re.compile(r"WeightsUnpickler error: .*(GLOBAL|class|function|Can only|persistent)", re.DOTALL)
+_CODE = re.compile(
+    r"unsupported GLOBAL|WeightsUnpickler error: .*(GLOBAL|class|function|Can only|persistent)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
