@@ -64,7 +64,7 @@ class BundleTexts:
 
 
 def write_bundle(
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     out_dir: Path,
     *,
     name: str,
@@ -83,14 +83,13 @@ def write_bundle(
     target = out_dir / f"{name}-{version}"
     if target.exists() and not force:
         raise BundleExists(f"{target.name} exists already in {out_dir}; give another version, or force to replace it.")
-    source = read_checkpoint(checkpoint)
-    check_exportable(source)
+    check_exportable(checkpoint)
     out_dir.mkdir(parents=True, exist_ok=True)
     # In the same file system as the target, so that the last step is one rename.
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=out_dir) as scratch:
         draft = Path(scratch) / "bundle"
         draft.mkdir()
-        _fill(draft, source, name, version, texts or BundleTexts(), created or creation_time(os.environ), tolerance)
+        _fill(draft, checkpoint, name, version, texts or BundleTexts(), created or creation_time(os.environ), tolerance)
         _publish(draft, target, Path(scratch) / "replaced")
     return target
 

@@ -1,4 +1,4 @@
-"""`viscera-export`: a checkpoint in, a bundle out; or a bundle held against its checkpoint."""
+"""`viscera-export`: a checkpoint or published weights in, a bundle out; or a bundle held against its checkpoint."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -20,22 +21,31 @@ app = typer.Typer(
 _out, _err = Console(), Console(stderr=True)
 
 
+_Out = Annotated[Path, typer.Option(help="Folder that gets <name>-<version>/.")]
+_Name = Annotated[str, typer.Option(help="Lower-case words and hyphens.")]
+_Version = Annotated[str, typer.Option(help="Semantic version.")]
+_Evaluation = Annotated[Path | None, typer.Option(help="Markdown for the model card.")]
+_Description = Annotated[str | None, typer.Option(help="One sentence about the model.")]
+_TrainedOn = Annotated[str | None, typer.Option(help="The data, if the checkpoint does not say.")]
+_Force = Annotated[bool, typer.Option("--force", help="Replace a bundle of that name and version.")]
+
+
 @app.command()
 def bundle(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint written by viscera-train.")],
-    out: Annotated[Path, typer.Option(help="Folder that gets <name>-<version>/.")],
-    name: Annotated[str, typer.Option(help="Lower-case words and hyphens.")],
-    version: Annotated[str, typer.Option(help="Semantic version.")],
-    evaluation: Annotated[Path | None, typer.Option(help="Markdown for the model card.")] = None,
-    description: Annotated[str | None, typer.Option(help="One sentence about the model.")] = None,
-    trained_on: Annotated[str | None, typer.Option(help="The data, if the checkpoint does not say.")] = None,
+    out: _Out,
+    name: _Name,
+    version: _Version,
+    evaluation: _Evaluation = None,
+    description: _Description = None,
+    trained_on: _TrainedOn = None,
     licence: Annotated[str, typer.Option(help="SPDX identifier of the weights' licence.")] = "Apache-2.0",
     licence_file: Annotated[Path | None, typer.Option(help="Its text; needed for any but Apache-2.0.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name and version.")] = False,
+    force: _Force = False,
 ) -> None:
     """Write a bundle: backbone as ONNX, folded head, manifest, sample, model card; refused if anything is off."""
     try:
-        from model_export.bundle import APACHE_2, BundleTexts, apache_2_text, bundle_bytes, write_bundle
+        from model_export.bundle import APACHE_2, BundleTexts, apache_2_text, read_checkpoint, write_bundle
     except ModuleNotFoundError as error:
         _fail_without(error)
     from model_export.errors import ExportError
@@ -46,26 +56,81 @@ def bundle(
         texts = BundleTexts(
             description=description,
             trained_on=trained_on,
-            evaluation=None if evaluation is None else evaluation.read_text(encoding="utf-8"),
+            evaluation=_read_text(evaluation),
             licence=licence,
-            licence_text=apache_2_text() if licence_file is None else licence_file.read_text(encoding="utf-8"),
+            licence_text=_read_text(licence_file) or apache_2_text(),
         )
-        with _err.status(f"Exporting {escape(checkpoint.name)} and measuring its parity"):
-            written = write_bundle(checkpoint, out, name=name, version=version, texts=texts, force=force)
+        with _exporting(checkpoint):
+            source = read_checkpoint(checkpoint)
+            written = write_bundle(source, out, name=name, version=version, texts=texts, force=force)
     except (ExportError, OSError, UnicodeDecodeError) as error:
         _fail(str(error))
+    _print_files(written)
+
+
+@app.command("import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="Published weights, or a checkpoint of viscera-train.")],
+    out: _Out,
+    name: _Name,
+    version: _Version,
+    evaluation: _Evaluation = None,
+    description: _Description = None,
+    trained_on: _TrainedOn = None,
+    licence: Annotated[
+        str | None, typer.Option(help="SPDX identifier; as published (CC-BY-NC-ND-4.0) if not given.")
+    ] = None,
+    licence_file: Annotated[Path | None, typer.Option(help="Its text; needed for a licence of your own.")] = None,
+    force: _Force = False,
+) -> None:
+    """Write a bundle of published weights of the CLIP-Driven Universal Model, recognised by their keys."""
+    try:
+        from model_export.bundle import BundleTexts, write_bundle
+        from model_export.importing import import_checkpoint, licence_text
+    except ModuleNotFoundError as error:
+        _fail_without(error)
+    from model_export.errors import ExportError
+
+    try:
+        with _exporting(checkpoint):
+            imported = import_checkpoint(checkpoint)
+            spdx = licence or imported.licence
+            texts = BundleTexts(
+                description=description,
+                trained_on=trained_on,
+                evaluation=_read_text(evaluation),
+                licence=spdx,
+                licence_text=_read_text(licence_file) or licence_text(spdx),
+            )
+            written = write_bundle(imported.checkpoint, out, name=name, version=version, texts=texts, force=force)
+    except (ExportError, OSError, UnicodeDecodeError) as error:
+        _fail(str(error))
+    _print_files(written)
+
+
+def _read_text(path: Path | None) -> str | None:
+    return None if path is None else path.read_text(encoding="utf-8")
+
+
+def _exporting(checkpoint: Path) -> Status:
+    return _err.status(f"Exporting {escape(checkpoint.name)} and measuring its parity")
+
+
+def _print_files(bundle: Path) -> None:
+    """Every file with its size, then the folder."""
     files = Table("file", "bytes", box=None)
     files.columns[1].justify = "right"
-    for path in sorted(written.iterdir()):
-        files.add_row(path.name, f"{path.stat().st_size:,}")
+    sizes = {path.name: path.stat().st_size for path in sorted(bundle.iterdir())}
+    for name, size in sizes.items():
+        files.add_row(name, f"{size:,}")
     _out.print(files)
-    _out.print(f"{written}  {bundle_bytes(written) / 1e6:.2f} MB", soft_wrap=True, markup=False, highlight=False)
+    _out.print(f"{bundle}  {sum(sizes.values()) / 1e6:.2f} MB", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
-    checkpoint: Annotated[Path, typer.Option(help="The checkpoint it was written from.")],
+    checkpoint: Annotated[Path, typer.Option(help="The checkpoint or published weights it was written from.")],
 ) -> None:
     """Hold a bundle against its checkpoint: hashes, schema, head, sample, and the parity of every engine again."""
     try:

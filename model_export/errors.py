@@ -2,6 +2,10 @@
 
     ExportError
     ├── CheckpointRefused   weights that are not finite, labels that do not fit the head, a foreign text embedding
+    │   ├── CheckpointUnreadable   no file, not one that torch wrote, or a damaged one
+    │   ├── CheckpointUnsafe       more than tensors and plain values in it: loading could run code
+    │   ├── NetworkUnknown         the weights of a network that is not known here
+    │   └── KeysMismatch           keys that are missing, left over or of another shape; names them
     ├── ParityError         an engine does not reproduce the torch model on the exported graph
     ├── ManifestInvalid     the manifest does not follow bundle.schema.json
     ├── BundleExists        a bundle of that name and version is there already
@@ -17,6 +21,22 @@ class ExportError(Exception):
 
 class CheckpointRefused(ExportError):
     """The checkpoint cannot become a bundle."""
+
+
+class CheckpointUnreadable(CheckpointRefused):
+    """The file is missing, damaged, or not one that torch wrote."""
+
+
+class CheckpointUnsafe(CheckpointRefused):
+    """Loading the file could run code."""
+
+
+class NetworkUnknown(CheckpointRefused):
+    """The file holds no weights, or those of another network."""
+
+
+class KeysMismatch(CheckpointRefused):
+    """The weights are nearly those of a known network: some are missing, left over or of another shape."""
 
 
 class ParityError(ExportError):

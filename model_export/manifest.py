@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 
 from model_export.errors import ManifestInvalid
 from model_export.parity import EngineParity
-from model_export.rules import THRESHOLD, Rule, companions, rules_by_name
+from model_export.rules import THRESHOLD, companions, rules_by_name
 from training.checkpoint import Checkpoint
 from training.labels import BY_NAME, Code
 from training.networks.universal import EMBEDDING_CHANNELS, FEATURE_CHANNELS, UniversalModel, count_parameters
@@ -76,7 +76,7 @@ def label_entry(name: str, names: Collection[str], threshold: float = THRESHOLD)
         "anatomic_region": _code(label.anatomic_region),
         "threshold": threshold,
         "postprocessing": {
-            rule_set: [_rule(rule) for rule in rules if companions(rule) <= set(names)]
+            rule_set: [asdict(rule) for rule in rules if companions(rule) <= set(names)]
             for rule_set, rules in rules_by_name(label).items()
         },
     }
@@ -175,7 +175,3 @@ def build_manifest(
 
 def _code(code: Code | None) -> JsonObject | None:
     return None if code is None else {"scheme": _CODING_SCHEME, "value": code.value, "meaning": code.meaning}
-
-
-def _rule(rule: Rule) -> JsonObject:
-    return {key: value for key, value in asdict(rule).items() if value is not None}

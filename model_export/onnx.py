@@ -1,7 +1,8 @@
 """The backbone as an ONNX graph that any engine can run, with no trace of the machine that wrote it.
 
-`window` (B,1,D,H,W) -> `features` (B,8,D/s,H/s,W/s), `pooled` (B,256), all float32. B, D, H and W are free; D, H and W
-are multiples of the backbone's `size_multiple`. Batch norm is folded into the convolutions by the exporter's optimiser.
+`window` (B,1,D,H,W) -> `features` (B,8,D/s,H/s,W/s), `pooled` (B,256), all float32. B is free; D, H and W are free
+multiples of the backbone's `size_multiple`, or those of `roi_size` where the network depends on them. Batch norm is
+folded into the convolutions by the exporter's optimiser.
 """
 
 import copy
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from model_export.errors import ExportError
 from model_export.group_norm import BlockwiseGroupNorm
+from model_export.instance_norm import use_blockwise_instance_norms
+from training.config import ModelConfig
 from training.networks.universal import UniversalModel
 
 OPSET = 20
@@ -30,16 +33,25 @@ _LARGEST_WINDOW = 1024  # voxels along an axis, the bound that torch.export want
 _LARGEST_BATCH = 1024
 _NORM_BLOCK = 8  # edge of the blocks that a group norm averages first: 512 voxels
 
+# Attention masks, paddings and the size of the last attention windows follow from the window's size.
+_FIXED_WINDOW = frozenset({"swin_unetr"})
+
+
+def fixed_window(config: ModelConfig) -> tuple[int, int, int] | None:
+    """The only window size that the graph of this architecture takes; None: any multiple of its `size_multiple`."""
+    return config.roi_size if config.architecture in _FIXED_WINDOW else None
+
 
 class _BackboneGraph(nn.Module):
-    """What goes into the graph: everything before the generated heads, with a group norm that engines sum exactly."""
+    """What goes into the graph: everything before the generated heads, with norms that engines sum exactly."""
 
-    def __init__(self, model: UniversalModel) -> None:
+    def __init__(self, model: UniversalModel, example: Tensor, multiple: int) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model)  # the caller's model keeps its own norm
+        self.model = copy.deepcopy(model)  # the caller's model keeps its own norms
+        use_blockwise_instance_norms(self.model.backbone, example, multiple)
         norm = self.model.feature_head[0]
         if isinstance(norm, nn.GroupNorm):
-            block = math.gcd(_NORM_BLOCK, model.backbone.size_multiple // model.feature_stride)
+            block = math.gcd(_NORM_BLOCK, multiple // model.feature_stride)
             self.model.feature_head[0] = BlockwiseGroupNorm(norm, block)
 
     def forward(self, window: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,27 +63,31 @@ def export_backbone(model: UniversalModel, path: Path) -> None:
 
     Raises ExportError when a batch norm could not be folded.
     """
-    multiple = model.backbone.size_multiple
+    fixed = fixed_window(model.config)
+    multiple = model.backbone.size_multiple if fixed is None else math.gcd(*fixed)
     # Free sizes of three different values: torch.export would take equal ones for one and the same size.
-    example = torch.zeros(2, 1, 2 * multiple, 3 * multiple, 4 * multiple)
-    sizes = [multiple * torch.export.Dim(axis, min=1, max=_LARGEST_WINDOW // multiple) for axis in _AXES]
-    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
+    example = torch.zeros(2, 1, *(fixed or (2 * multiple, 3 * multiple, 4 * multiple)))
+    sizes: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)}
+    if fixed is None:
+        for axis, name in enumerate(_AXES, start=2):
+            sizes[axis] = multiple * torch.export.Dim(name, min=1, max=_LARGEST_WINDOW // multiple)
     with _quiet_exporter():
         program = torch.onnx.export(
-            _BackboneGraph(model).eval(),
+            _BackboneGraph(model, example, multiple).eval(),
             (example,),
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT_NAME],
             output_names=list(OUTPUT_NAMES),
-            dynamic_shapes={INPUT_NAME: {0: batch, 2: sizes[0], 3: sizes[1], 4: sizes[2]}},
+            dynamic_shapes={INPUT_NAME: sizes},
             external_data=False,
             verbose=False,
         )
     assert program is not None
     graph = program.model_proto
     _strip(graph)
-    _name_axes(graph, model.feature_stride)
+    if fixed is None:
+        _name_axes(graph, model.feature_stride)
     if any(node.op_type == "BatchNormalization" for node in graph.graph.node):
         raise ExportError("A batch norm of the backbone was not folded into its convolution; it must follow one.")
     onnx.checker.check_model(graph, full_check=True)

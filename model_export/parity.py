@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model_export.errors import ExportError, ParityError
 from model_export.head import FoldedHead
-from model_export.onnx import INPUT_NAME, OUTPUT_NAMES
+from model_export.onnx import INPUT_NAME, OUTPUT_NAMES, fixed_window
 from model_export.sample import trunk_window
 from training.config import ModelConfig
 from training.networks.universal import UniversalModel
@@ -46,10 +46,11 @@ class EngineParity:
 
 
 def parity_windows(config: ModelConfig, size_multiple: int) -> dict[str, Array]:
-    """Windows that differ in content, size and batch, normalised for the model."""
+    """Windows that differ in content and batch, in size too where the graph leaves it free; normalised."""
     low, high = config.output_range
-    small = (3 * size_multiple,) * 3
-    odd = (2 * size_multiple, 3 * size_multiple, 4 * size_multiple)
+    fixed = fixed_window(config)
+    small = fixed or (3 * size_multiple,) * 3
+    odd = fixed or (2 * size_multiple, 3 * size_multiple, 4 * size_multiple)
     noise = np.random.default_rng(7).uniform(low, high, (2, 1, *odd))
     return {
         "random": noise.astype(np.float32),

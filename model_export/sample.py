@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model_export.onnx import fixed_window
 from training.config import ModelConfig
 from training.networks.universal import UniversalModel
 
@@ -75,7 +76,10 @@ def trunk_window(size: tuple[int, int, int], config: ModelConfig, seed: int = SA
 
 @dataclass(frozen=True)
 class Sample:
-    """`window` (1,1,48,48,48) float16, and the torch model's float32 `logits` on exactly that window, as float16."""
+    """`window` (1,1,48,48,48) float16, and the torch model's float32 `logits` on exactly that window, as float16.
+
+    Where the graph takes one size only, the window has that size.
+    """
 
     window: NDArray[np.float16]
     logits: NDArray[np.float16]
@@ -83,7 +87,7 @@ class Sample:
 
 def make_sample(model: UniversalModel, config: ModelConfig) -> Sample:
     """The sample of a model in eval mode."""
-    window = trunk_window(SAMPLE_SIZE, config).astype(np.float16)
+    window = trunk_window(fixed_window(config) or SAMPLE_SIZE, config).astype(np.float16)
     with torch.inference_mode():
         logits = model(torch.from_numpy(window.astype(np.float32))).numpy()
     with np.errstate(over="ignore"):  # a logit beyond 65504 becomes inf, which the writer of the bundle refuses

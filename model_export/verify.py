@@ -9,9 +9,10 @@ from zipfile import BadZipFile
 import torch
 from safetensors import SafetensorError
 
-from model_export.bundle import check_exportable, read_checkpoint
+from model_export.bundle import check_exportable
 from model_export.errors import BundleDamaged
 from model_export.head import FoldedHead, fold_head, read_head
+from model_export.importing import import_checkpoint
 from model_export.manifest import (
     BACKBONE_FILE,
     HEAD_FILE,
@@ -51,7 +52,7 @@ def verify_bundle(bundle: Path, checkpoint_path: Path) -> tuple[Check, ...]:
     check_manifest(manifest)
     check_files(bundle, manifest)
     head, sample = _read_arrays(bundle)
-    checkpoint = read_checkpoint(checkpoint_path)
+    checkpoint = import_checkpoint(checkpoint_path).checkpoint
     check_exportable(checkpoint)
     same_labels = [label["name"] for label in manifest["labels"]] == list(checkpoint.label_names)
     same_file = manifest["training"]["checkpoint_sha256"] == checkpoint.sha256

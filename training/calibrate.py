@@ -63,5 +63,5 @@ def best_thresholds(filled: Tensor, seen: Tensor) -> Tensor:
 def _windows(case: Case, model: UniversalModel, rng: np.random.Generator) -> Iterator[Sample]:
     edges = model.config.roi_size
     corners = product(*(range(0, size, edge) for size, edge in zip(case.codes.shape, edges, strict=True)))
-    for corner in corners:
-        yield plain_sample(case, model.config, corner, rng)
+    for x, y, z in corners:
+        yield plain_sample(case, model.config, (x, y, z), rng)

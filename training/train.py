@@ -131,7 +131,7 @@ def scaffold_strength(step: int, recipe: Recipe) -> float:
 
 
 def _parameter_groups(model: UniversalModel, classifier: VoxelClassifier, recipe: Recipe) -> list[dict[str, Any]]:
-    head = [*model.text_to_vision.parameters(), *model.controller.parameters()]
+    head = [p for name, p in model.named_parameters() if name.startswith(("text_to_vision.", "controller."))]
     in_head = {id(parameter) for parameter in head}
     body = [p for p in (*model.parameters(), *classifier.parameters()) if id(p) not in in_head]
     return [

@@ -77,8 +77,6 @@ def checkpoint(checkpoint_path: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def written_bundle(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written_bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle to read; tests that alter it work on a copy."""
-    return write_bundle(
-        checkpoint_path, tmp_path_factory.mktemp("bundles"), name=NAME, version=VERSION, created=CREATED
-    )
+    return write_bundle(checkpoint, tmp_path_factory.mktemp("bundles"), name=NAME, version=VERSION, created=CREATED)

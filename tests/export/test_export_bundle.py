@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from model_export.bundle import BundleTexts, bundle_bytes, creation_time, write_bundle
+from model_export.bundle import BundleTexts, bundle_bytes, creation_time, read_checkpoint, write_bundle
 from model_export.errors import BundleExists, CheckpointRefused, ExportError, ParityError
 from training.checkpoint import Checkpoint
 from training.labels import LABELS
@@ -48,7 +48,9 @@ def test_only_the_creation_time_differs_between_two_writings(
     written_bundle: Path, checkpoint_path: Path, tmp_path: Path
 ) -> None:
     later = datetime(2026, 6, 7, tzinfo=UTC)
-    again = write_bundle(checkpoint_path, tmp_path, name="viscera-small", version="1.2.3", created=later)
+    again = write_bundle(
+        read_checkpoint(checkpoint_path), tmp_path, name="viscera-small", version="1.2.3", created=later
+    )
     for name in FILES:
         assert (again / name).read_bytes() == (written_bundle / name).read_bytes(), name
     first, second = (json.loads((bundle / "manifest.json").read_text()) for bundle in (written_bundle, again))
@@ -61,9 +63,9 @@ def test_an_existing_bundle_is_kept_unless_forced(checkpoint_path: Path, tmp_pat
     target.mkdir()
     (target / "mine.txt").write_text("kept")
     with pytest.raises(BundleExists, match=r"viscera-small-1\.2\.3 exists already"):
-        write_bundle(checkpoint_path, tmp_path, name="viscera-small", version="1.2.3")
+        write_bundle(read_checkpoint(checkpoint_path), tmp_path, name="viscera-small", version="1.2.3")
     assert (target / "mine.txt").read_text() == "kept"
-    write_bundle(checkpoint_path, tmp_path, name="viscera-small", version="1.2.3", force=True)
+    write_bundle(read_checkpoint(checkpoint_path), tmp_path, name="viscera-small", version="1.2.3", force=True)
     assert {path.name for path in target.iterdir()} == FILES | {"manifest.json"}
     assert os.listdir(tmp_path) == [target.name]  # noqa: PTH208  # names, hidden ones too
 
@@ -132,7 +134,7 @@ def test_provenance_must_be_stated_and_true(write_checkpoint: Callable[..., Path
     silent = write_checkpoint(training={"steps": 7})
     _refused(silent, tmp_path, "does not say what it was trained on")
     texts = BundleTexts(trained_on="CT of volunteers")
-    bundle = write_bundle(silent, tmp_path, name="viscera-small", version="1.2.3", texts=texts)
+    bundle = write_bundle(read_checkpoint(silent), tmp_path, name="viscera-small", version="1.2.3", texts=texts)
     card = (bundle / "MODEL_CARD.md").read_text()
     assert "Trained on: CT of volunteers" in card
     assert "phantom" not in card
@@ -146,13 +148,13 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
 
 def _refused(checkpoint: Path, out_dir: Path, reason: str) -> None:
     with pytest.raises(CheckpointRefused, match=reason):
-        write_bundle(checkpoint, out_dir, name="viscera-small", version="1.2.3")
+        write_bundle(read_checkpoint(checkpoint), out_dir, name="viscera-small", version="1.2.3")
     assert not out_dir.exists() or not list(out_dir.iterdir())
 
 
 def test_a_graph_that_is_off_leaves_nothing(checkpoint_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ParityError, match="allowed: 1e-12"):
-        write_bundle(checkpoint_path, tmp_path, name="viscera-small", version="1.2.3", tolerance=1e-12)
+        write_bundle(read_checkpoint(checkpoint_path), tmp_path, name="viscera-small", version="1.2.3", tolerance=1e-12)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,7 +165,7 @@ def test_names_that_cannot_be_folders_are_refused(
     checkpoint_path: Path, tmp_path: Path, name: str, version: str
 ) -> None:
     with pytest.raises(ExportError, match="is not"):
-        write_bundle(checkpoint_path, tmp_path, name=name, version=version)
+        write_bundle(read_checkpoint(checkpoint_path), tmp_path, name=name, version=version)
 
 
 def test_creation_time_follows_source_date_epoch() -> None:

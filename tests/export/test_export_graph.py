@@ -10,8 +10,12 @@ import torch
 from torch import nn
 
 from model_export.group_norm import BlockwiseGroupNorm
-from model_export.onnx import export_backbone
+from model_export.instance_norm import BlockwiseInstanceNorm, use_blockwise_instance_norms
+from model_export.onnx import export_backbone, fixed_window
+from model_export.parity import parity_windows
 from training.checkpoint import Checkpoint
+from training.config import ModelConfig
+from training.networks.unet import UNet
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 16, 16, 16), (3, 1, 32, 16, 48), (2, 1, 64, 80, 16)])
@@ -72,3 +76,43 @@ def test_blockwise_group_norm_is_group_norm() -> None:
         torch.testing.assert_close(
             BlockwiseGroupNorm(norm.float(), 8)(features).double(), expected, atol=1e-5, rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_blockwise_instance_norm_is_instance_norm(affine: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm3d(6, affine=affine)
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    features = torch.randn(2, 6, 16, 8, 24) * 3.0 + 50.0
+    expected = norm.double()(features.double())
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            BlockwiseInstanceNorm(norm.float(), 4)(features).double(), expected, atol=1e-5, rtol=1e-5
+        )
+
+
+def test_constant_channel_is_normalised_to_the_bias_without_rounding() -> None:
+    """0.1 has no exact binary form, and 4096 of it do not add up to 409.6; times 316 that would be seen."""
+    norm = nn.InstanceNorm3d(1, affine=True)
+    nn.init.constant_(norm.bias, 0.25)
+    with torch.inference_mode():
+        normalised = BlockwiseInstanceNorm(norm, 8)(torch.full((1, 1, 16, 16, 16), 0.1))
+    assert torch.equal(normalised, torch.full_like(normalised, 0.25))
+
+
+def test_blocks_fit_the_resolution_of_each_norm() -> None:
+    """A window's edges are multiples of 8; those of the levels below of 4, 2 and 1."""
+    backbone = UNet(8)
+    use_blockwise_instance_norms(backbone, torch.zeros(1, 1, 16, 24, 32), 8)
+    levels = (backbone.down_tr64, backbone.down_tr128, backbone.down_tr256, backbone.down_tr512, backbone.up_tr64)
+    assert [level.ops[1].bn1.block for level in levels] == [8, 4, 2, 1, 8]
+    assert not [module for module in backbone.modules() if isinstance(module, nn.InstanceNorm3d)]
+
+
+def test_swin_unetr_is_only_asked_for_its_own_window() -> None:
+    config = ModelConfig(architecture="swin_unetr", roi_size=(64, 64, 96))
+    assert fixed_window(config) == (64, 64, 96)
+    assert {window.shape[2:] for window in parity_windows(config, 32).values()} == {(64, 64, 96)}
+    assert fixed_window(ModelConfig(architecture="unet")) is None

@@ -153,11 +153,21 @@ def test_same_text_same_logits() -> None:
 
 
 def test_unknown_architecture_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Unknown architecture 'vast'; known: compact\."):
-        UniversalModel(ModelConfig(architecture="vast"), TEXT)
+    with pytest.raises(ValueError, match=r"'compact', 'swin_unetr', 'unet', 'unetpp' or 'dints'"):
+        ModelConfig(architecture="vast")
 
 
-@pytest.mark.parametrize("shape", [(512,), (32, 256), (1, 32, 512)])
+def test_learned_embedding_is_read_as_it_is() -> None:
+    """The reference's `rand_embedding`: 256 numbers per label, negative ones too, and no text_to_vision."""
+    embedding = random_tensor(3, 256)
+    model = UniversalModel(tiny_model().config, embedding)
+    assert not [key for key in model.state_dict() if key.startswith("text_to_vision")]
+    with torch.inference_mode():
+        rows = model.controller(torch.cat([torch.zeros(3, 256), embedding], dim=1))
+        torch.testing.assert_close(model.text_rows(), rows)
+
+
+@pytest.mark.parametrize("shape", [(512,), (32, 128), (1, 32, 512)])
 def test_text_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"must be \(labels, 512\), not"):
+    with pytest.raises(ValueError, match=r"must be \(labels, 512\) or \(labels, 256\), not"):
         UniversalModel(ModelConfig(), torch.zeros(shape))

@@ -4,15 +4,18 @@ Liu et al., ICCV 2023 (arXiv 2301.00785), section 3.2. Shapes and constants: the
 B batch, C labels, D H W a window along the RAS axes x y z, s the backbone's feature stride, V voxels.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from training.config import ModelConfig
-from training.networks.compact import Compact
+from training.networks.backbones import build_backbone
 
 TEXT_CHANNELS = 512  # CLIP ViT-B/32 text features
 EMBEDDING_CHANNELS = 256  # both branches meet at this width
+_NORM_GROUPS = 16  # of the group norms that read the backbone; fewer where 16 do not divide the channels
 FEATURE_CHANNELS = 8  # voxel features that the generated heads read
 
 # The 153 numbers of one head, in the controller's order: two 8x8 layers, one 8x1 layer, their three biases.
@@ -43,34 +46,39 @@ def apply_heads(features: Tensor, params: Tensor) -> Tensor:
 class UniversalModel(nn.Module):
     """Backbone, text branch and controller.
 
-    `text_embedding` is a buffer (C,512), so a checkpoint needs no text encoder. Input windows are normalised as
-    `config` says; logits come at the backbone's feature stride. Raises ValueError for an unknown architecture.
+    `text_embedding` is a buffer, so a checkpoint needs no text encoder: (C,512) text features, which `text_to_vision`
+    brings to the 256 channels of the image branch, or (C,256) learned in place of them (the reference's
+    `rand_embedding`), which the controller reads as they are. Input windows are normalised as `config` says; logits
+    come at the backbone's feature stride. Raises ValueError for an embedding of another shape.
     """
 
     text_embedding: Tensor
 
     def __init__(self, config: ModelConfig, text_embedding: Tensor) -> None:
         super().__init__()
-        if config.architecture != "compact":
-            raise ValueError(f"Unknown architecture {config.architecture!r}; known: compact.")
-        if text_embedding.ndim != 2 or text_embedding.shape[1] != TEXT_CHANNELS:
-            raise ValueError(f"Text embeddings must be (labels, {TEXT_CHANNELS}), not {tuple(text_embedding.shape)}.")
+        widths = (TEXT_CHANNELS, EMBEDDING_CHANNELS)
+        if text_embedding.ndim != 2 or text_embedding.shape[1] not in widths:
+            raise ValueError(
+                f"Text embeddings must be (labels, {widths[0]}) or (labels, {widths[1]}), "
+                f"not {tuple(text_embedding.shape)}."
+            )
         self.config = config
-        self.backbone = Compact(config.channels)
+        self.backbone = build_backbone(config)
         self.feature_stride = self.backbone.feature_stride
         self.register_buffer("text_embedding", text_embedding.float())
         self.gap = nn.Sequential(
-            nn.GroupNorm(16, self.backbone.bottleneck_channels),
+            _group_norm(self.backbone.bottleneck_channels),
             nn.ReLU(),
             nn.AdaptiveAvgPool3d(1),
             nn.Conv3d(self.backbone.bottleneck_channels, EMBEDDING_CHANNELS, 1),
         )
         self.feature_head = nn.Sequential(
-            nn.GroupNorm(16, self.backbone.decoder_channels),
+            _group_norm(self.backbone.decoder_channels),
             nn.ReLU(),
             nn.Conv3d(self.backbone.decoder_channels, FEATURE_CHANNELS, 1),
         )
-        self.text_to_vision = nn.Linear(TEXT_CHANNELS, EMBEDDING_CHANNELS)
+        reads_text = text_embedding.shape[1] == TEXT_CHANNELS
+        self.text_to_vision = nn.Linear(TEXT_CHANNELS, EMBEDDING_CHANNELS) if reads_text else None
         self.controller = nn.Linear(2 * EMBEDDING_CHANNELS, HEAD_PARAMETERS)
 
     def backbone_outputs(self, window: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +95,9 @@ class UniversalModel(nn.Module):
 
     def text_rows(self) -> Tensor:
         """The controller's text part with its bias, one row per label: (C,153)."""
-        text = torch.relu(self.text_to_vision(self.text_embedding))
+        text = self.text_embedding
+        if self.text_to_vision is not None:
+            text = torch.relu(self.text_to_vision(text))
         return functional.linear(text, self.controller.weight[:, EMBEDDING_CHANNELS:], self.controller.bias)
 
     def head_params(self, pooled: Tensor) -> Tensor:
@@ -112,6 +122,10 @@ class UniversalModel(nn.Module):
         nn.init.normal_(self.controller.weight, std=HEAD_INITIAL_STD)
         nn.init.zeros_(self.controller.bias)
         nn.init.constant_(self.controller.bias[-1:], PRIOR_LOGIT)
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(_NORM_GROUPS, channels), channels)
 
 
 def count_parameters(module: nn.Module) -> int:
