@@ -163,7 +163,7 @@ def test_no_service_is_one_line_and_status_2(study: Path):
 
 
 def test_models_of_a_service_are_listed(url: str):
-    result = run(app, ["models", "--url", url])
+    result = run(app, ["models", "list", "--url", url])
 
     assert result.exit_code == 0
     assert "viscera-compact-1.0.0" in result.output
