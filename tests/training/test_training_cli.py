@@ -56,7 +56,9 @@ def test_phantom_as_dicom(tmp_path: Path) -> None:
 
 def test_train_from_a_recipe_file(tmp_path: Path) -> None:
     recipe = tiny_recipe(steps=1)
-    model = "\n".join(f"{key} = {json.dumps(value)}" for key, value in recipe.model.model_dump(mode="json", exclude_none=True).items())
+    model = "\n".join(
+        f"{key} = {json.dumps(value)}" for key, value in recipe.model.model_dump(mode="json", exclude_none=True).items()
+    )
     rest = "\n".join(
         f"{key} = {json.dumps(value)}" for key, value in recipe.model_dump(mode="json", exclude={"model"}).items()
     )
