@@ -45,6 +45,7 @@ def _service(data_dir: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--data-dir", str(data_dir)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with log.open("wb") as sink:
+        # This interpreter and our own module, with arguments that no shell reads.
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, env=environment)  # noqa: S603
         try:
             yield _when_ready(process, log)

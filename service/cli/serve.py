@@ -34,6 +34,7 @@ def serve(*, host: str | None, port: int | None, data_dir: Path | None) -> int:
         StorageUnavailable: the database or the data folder cannot be used.
     """
     chosen = {"host": host, "port": port, "data_dir": data_dir}
+    # A mixed dict: the settings check each value.
     settings = Settings(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
     configure_logging(as_json=settings.log_json, level=settings.log_level)
     try:
