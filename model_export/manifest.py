@@ -60,7 +60,9 @@ def file_entry(path: Path) -> JsonObject:
     return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
 
 
-def label_entry(name: str, names: Collection[str], threshold: float = THRESHOLD) -> JsonObject:
+def label_entry(
+    name: str, names: Collection[str], threshold: float = THRESHOLD, least_lesion_ml: float = 0.0
+) -> JsonObject:
     """A label with its codes, threshold and rules, in a bundle of the labels `names`. KeyError for an unknown name."""
     label = BY_NAME[name]
     return {
@@ -77,7 +79,7 @@ def label_entry(name: str, names: Collection[str], threshold: float = THRESHOLD)
         "threshold": threshold,
         "postprocessing": {
             rule_set: [asdict(rule) for rule in rules if companions(rule) <= set(names)]
-            for rule_set, rules in rules_by_name(label).items()
+            for rule_set, rules in rules_by_name(label, least_lesion_ml).items()
         },
     }
 
@@ -137,7 +139,12 @@ def build_manifest(
         "licence": licence,
         "files": files,
         "labels": [
-            label_entry(label_name, checkpoint.label_names, checkpoint.thresholds.get(label_name, THRESHOLD))
+            label_entry(
+                label_name,
+                checkpoint.label_names,
+                checkpoint.thresholds.get(label_name, THRESHOLD),
+                checkpoint.least_lesion_ml,
+            )
             for label_name in checkpoint.label_names
         ],
         "preprocessing": {

@@ -114,14 +114,17 @@ LESION_LIMITS: dict[str, LesionLimits] = {
 UNFILTERED_ORGANS = frozenset({"portal_and_splenic_vein", "hepatic_vessel"})
 
 
-def postprocessing_rules(label: Label) -> tuple[Rule, ...]:
-    """The rules of one label in their order of execution. Raises KeyError for a lesion type without limits."""
+def postprocessing_rules(label: Label, least_lesion_ml: float = 0.0) -> tuple[Rule, ...]:
+    """The rules of one label in their order of execution. Raises KeyError for a lesion type without limits.
+
+    `least_lesion_ml` is the smallest lesion that the checkpoint was calibrated for; it raises the reference's limit.
+    """
     if label.kind is LabelKind.ORGAN:
         return () if label.name in UNFILTERED_ORGANS else (KeepLargest(count=1),)
     limits = LESION_LIMITS[label.name]
     return (
         WithinHosts(closing_mm=_REFERENCE_REACH_MM, dilation_mm=_REFERENCE_REACH_MM),
-        MinVolume(ml=limits.min_ml),
+        MinVolume(ml=max(limits.min_ml, least_lesion_ml)),
         MaxComponents(count=limits.max_components),
     )
 
@@ -158,6 +161,6 @@ def companions(rule: Rule) -> frozenset[str]:
             return frozenset()
 
 
-def rules_by_name(label: Label) -> dict[str, tuple[Rule, ...]]:
+def rules_by_name(label: Label, least_lesion_ml: float = 0.0) -> dict[str, tuple[Rule, ...]]:
     """All rule sets of one label, by the name that a request chooses them by."""
-    return {"viscera": postprocessing_rules(label), "reference": reference_rules(label)}
+    return {"viscera": postprocessing_rules(label, least_lesion_ml), "reference": reference_rules(label)}

@@ -12,7 +12,7 @@ from scipy import ndimage
 from training.config import ModelConfig
 from training.labels import LESIONS
 from training.phantom.render import render_hu
-from training.phantom.tissues import Phase, Tissue, sample_tissue_hu
+from training.phantom.tissues import Tissue, draw_phase, sample_tissue_hu
 from training.store import Case
 
 _LESION_CHANNELS = np.array([label.channel for label in LESIONS])
@@ -28,9 +28,15 @@ class Sample:
     supervised: NDArray[np.bool_]
 
 
-def draw_sample(case: Case, config: ModelConfig, patch: int, rng: np.random.Generator) -> Sample:
-    """A random sample of `patch`^3 voxels from the case."""
-    codes = _random_crop(case, patch, rng)
+def draw_sample(
+    case: Case, config: ModelConfig, patch: int, rng: np.random.Generator, *, around: tuple[float, float] = (0.4, 0.4)
+) -> Sample:
+    """A random sample of `patch`^3 voxels from the case.
+
+    `around` is how often the window lies around a lesion and how often around a voxel of any label, each as likely;
+    else it lies anywhere in the patient.
+    """
+    codes = _random_crop(case, patch, around, rng)
     _cut_field_of_view(codes, case, rng)
     hu = _scan(case.tissues[codes], config.spacing_mm[0], rng)
     return Sample(
@@ -61,9 +67,9 @@ def normalise(hu: NDArray[np.float32], config: ModelConfig) -> NDArray[np.float3
     return (unit * (out_high - out_low) + out_low).astype(np.float32)
 
 
-def _random_crop(case: Case, patch: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _random_crop(case: Case, patch: int, around: tuple[float, float], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Codes (patch,)*3 under a random rotation, scale and smooth deformation; air outside the case."""
-    center = _draw_center(case, rng) + rng.uniform(-0.28, 0.28, 3) * patch
+    center = _draw_center(case, around, rng) + rng.uniform(-0.28, 0.28, 3) * patch
     angles = np.deg2rad(rng.normal(0.0, [5.0, 5.0, 7.0]))
     scale = np.exp(rng.normal(0.0, 0.10) + rng.normal(0.0, 0.05, 3))
     matrix = _rotation(angles) @ np.diag(scale)
@@ -89,14 +95,14 @@ def _random_crop(case: Case, patch: int, rng: np.random.Generator) -> NDArray[np
     return codes
 
 
-def _draw_center(case: Case, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A voxel of a lesion, of any label (each as likely), or of the patient at large."""
+def _draw_center(case: Case, around: tuple[float, float], rng: np.random.Generator) -> NDArray[np.float64]:
     choice = rng.random()
+    lesion, label = around
     channels = np.unique(case.center_channel)
-    if choice < 0.4:
+    if choice < lesion:
         lesions = channels[np.isin(channels, _LESION_CHANNELS)]
         channels = lesions if len(lesions) else channels
-    if choice < 0.8:
+    if choice < lesion + label:
         rows = np.flatnonzero(case.center_channel == rng.choice(channels))
         return np.asarray(case.centers[rng.choice(rows)], np.float64)
     shape = np.array(case.codes.shape, np.float64)
@@ -141,7 +147,7 @@ def _cut_field_of_view(codes: NDArray[np.uint8], case: Case, rng: np.random.Gene
 
 def _scan(tissue: NDArray[np.uint8], spacing_mm: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """HU of one acquisition: phase, patient, dose, kernel, slice thickness."""
-    phase = list(Phase)[rng.integers(len(Phase))]
+    phase = draw_phase(rng)
     tissue_hu = sample_tissue_hu(rng, phase)
     if rng.random() < 0.5:  # a patient unlike any of ours
         soft = tissue_hu > -50.0

@@ -15,7 +15,7 @@ from training.networks.universal import UniversalModel
 from training.text import TextProvenance
 
 FORMAT = 1
-_KEYS = {"config", "state_dict", "label_names", "text", "training", "resume"}
+_KEYS = {"config", "state_dict", "label_names", "text", "training", "thresholds", "least_lesion_ml", "resume"}
 
 
 class CheckpointError(ValueError):
@@ -26,7 +26,8 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """A trained model in eval mode. `training` is JSON-ready provenance; `sha256` is of the file.
 
-    `thresholds` are on the probability, by label; a label without one has 0.5.
+    `thresholds` are on the probability, by label; a label without one has 0.5. `least_lesion_ml` is the smallest lesion
+    that they were chosen for; 0 for a checkpoint that was not calibrated.
     """
 
     model: UniversalModel
@@ -36,6 +37,7 @@ class Checkpoint:
     training: dict[str, Any]
     sha256: str
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    least_lesion_ml: float = 0.0
 
 
 def save_checkpoint(
@@ -46,6 +48,7 @@ def save_checkpoint(
     text: TextProvenance,
     training: dict[str, Any],
     thresholds: Mapping[str, float] | None = None,
+    least_lesion_ml: float = 0.0,
     resume: dict[str, Any] | None = None,
 ) -> None:
     """Writes one checkpoint atomically. `resume` holds optimiser, scheduler and step, when training may go on."""
@@ -59,6 +62,7 @@ def save_checkpoint(
         "text": asdict(text),
         "training": training,
         "thresholds": dict(thresholds or {}),
+        "least_lesion_ml": least_lesion_ml,
         "resume": resume,
     }
     with part.open("wb") as file:
@@ -98,5 +102,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         text=TextProvenance(**content["text"]),
         training=content["training"],
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        thresholds=content.get("thresholds", {}),
+        thresholds=content["thresholds"],
+        least_lesion_ml=content["least_lesion_ml"],
     )

@@ -28,6 +28,9 @@ def train_command(
     text_embeddings: Annotated[
         Path | None, typer.Option(help="CLIP text features of the labels (.safetensors or .pth).")
     ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Bundle of the same architecture whose weights to start from.")
+    ] = None,
 ) -> None:
     """Train a model from its recipe, or go on where the run was interrupted; writes RUN/model.pt."""
     from training.recipe import read_recipe
@@ -42,7 +45,7 @@ def train_command(
         embedding, text = read_text_embedding(text_embeddings)
         if settings.whiten_text:
             embedding, text = whiten(embedding, text)
-    console.print(f"Checkpoint: {train(settings, embedding, text, RunFolder(run))}")
+    console.print(f"Checkpoint: {train(settings, embedding, text, RunFolder(run), start_from=start_from)}")
 
 
 @app.command("evaluate")

@@ -34,7 +34,7 @@ def count_detections(predicted: Mask, truth: Mask, least_voxels: float) -> Detec
     Lesions are the 26-connected components of `truth` of at least `least_voxels`; smaller ones, such as the sliver of a
     lesion that the field of view cuts off, count neither as found nor as missed, and a prediction there is not false.
     """
-    box = _bounding_box(predicted | truth)  # components cost as much as the array is large, lesions are small
+    box = bounding_box(predicted | truth)  # components cost as much as the array is large, lesions are small
     predicted, truth = predicted[box], truth[box]
     truth_components, truth_count = ndimage.label(truth, _TOUCHING)
     sizes = np.bincount(truth_components.ravel(), minlength=truth_count + 1)
@@ -46,7 +46,7 @@ def count_detections(predicted: Mask, truth: Mask, least_voxels: float) -> Detec
     return Detections(len(large), found, predicted_count - int((touching > 0).sum()))
 
 
-def _bounding_box(mask: Mask) -> tuple[slice, ...]:
+def bounding_box(mask: Mask) -> tuple[slice, ...]:
     """The smallest box around the mask; empty for an empty mask."""
     spans = []
     for axis in range(mask.ndim):

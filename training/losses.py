@@ -1,8 +1,9 @@
 """Masked Dice + binary cross-entropy: each label learns only from the cases in which it was annotated.
 
 Paper section 3.3. Unlike the released code, labels weigh alike however many of them a case has, the Dice of a label is
-taken over the batch's supervised voxels as one set, and a label with no voxel in the batch is left to cross-entropy
-(an empty Dice has no useful gradient).
+taken over the batch's supervised voxels as one set, and a label with no voxel in the batch has none (an empty Dice has
+no useful gradient). What is predicted of a label in a window without it can be charged by its volume instead: in the
+cross-entropy, a mean over all voxels, a false lesion costs next to nothing.
 """
 
 from dataclasses import dataclass
@@ -16,19 +17,30 @@ SMOOTH = 1.0  # voxels, in numerator and denominator: a perfect prediction score
 
 @dataclass(frozen=True)
 class MaskedLoss:
-    """Scalars; `total` = dice + cross_entropy."""
+    """Scalars; `total` is their sum."""
 
     total: Tensor
     dice: Tensor
     cross_entropy: Tensor
+    false_volume: Tensor
 
 
-def masked_dice_bce(logits: Tensor, target: Tensor, supervised: Tensor, *, rarity_exponent: float = 0.0) -> MaskedLoss:
+def masked_dice_bce(
+    logits: Tensor,
+    target: Tensor,
+    supervised: Tensor,
+    *,
+    rarity_exponent: float | Tensor = 0.0,
+    half_cost_voxels: float | None = None,
+) -> MaskedLoss:
     """Loss of logits (B,C,*grid) against occupancies in 0..1 of the same shape; `supervised` is bool (B,C).
 
     A pair that is not supervised contributes neither value nor gradient. With no supervised pair at all the loss is 0.
     In the cross-entropy a filled voxel of a label that fills the share f of its window weighs ((1 - f) / f) to the
-    power `rarity_exponent`: 0 weighs all voxels alike, 1 gives both sides of every label the same say.
+    power `rarity_exponent`, one for all labels or (C,): 0 weighs all voxels alike, 1 gives both sides of a label the
+    same say.
+    Where a window has no voxel of a label, a predicted volume of v voxels costs v / (v + `half_cost_voxels`), in the
+    mean over all such pairs; None: nothing.
     """
     weight = supervised.to(logits.dtype)
     grid = tuple(range(2, logits.ndim))
@@ -42,18 +54,25 @@ def masked_dice_bce(logits: Tensor, target: Tensor, supervised: Tensor, *, rarit
     dice_C = 1.0 - (2.0 * overlap + SMOOTH) / (predicted + present + SMOOTH)
     has_voxels = (present > 0).to(logits.dtype)
     dice = _mean_over_labels(dice_C * has_voxels, has_voxels)
-    return MaskedLoss(dice + cross_entropy, dice, cross_entropy)
+    false_volume = torch.zeros_like(dice)
+    if half_cost_voxels is not None:
+        volume = probability.sum(dim=grid)
+        absent = weight * (target.sum(dim=grid) == 0)
+        false_volume = (volume / (volume + half_cost_voxels) * absent).sum() / absent.sum().clamp(min=1.0)
+    return MaskedLoss(dice + cross_entropy + false_volume, dice, cross_entropy, false_volume)
 
 
-def _weighted_cross_entropy(logits: Tensor, target: Tensor, rarity_exponent: float) -> Tensor:
+def _weighted_cross_entropy(logits: Tensor, target: Tensor, rarity_exponent: float | Tensor) -> Tensor:
     """Binary cross-entropy of each pair (B,C), a weighted mean over its voxels."""
     grid = tuple(range(2, logits.ndim))
     each = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    if rarity_exponent == 0.0:
+    exponent = torch.as_tensor(rarity_exponent, dtype=logits.dtype, device=logits.device)
+    if not exponent.any():
         return each.mean(dim=grid)
     voxels = target[0, 0].numel()
     share = target.mean(dim=grid, keepdim=True).clamp(1.0 / voxels, 1.0 - 1.0 / voxels)
-    weight = 1.0 + (((1.0 - share) / share).pow(rarity_exponent) - 1.0) * target
+    gain = ((1.0 - share) / share).pow(exponent.reshape(-1, *(1 for _ in grid))) - 1.0
+    weight = 1.0 + gain * target
     return (each * weight).sum(dim=grid) / weight.sum(dim=grid)
 
 

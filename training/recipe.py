@@ -21,8 +21,11 @@ class Recipe(BaseModel):
     `batch_size` counts windows of `patch`^3 voxels of the model grid. The learning rate rises linearly over
     `warmup_steps`, then falls as a cosine to zero at `steps`. `ema_decay` is per step. The text branch and the
     controller learn at `head_learning_rate_factor` times the rate: one step of theirs moves all heads at once.
-    `rarity_exponent` (`losses.masked_dice_bce`) and the weight `deep_supervision` (`deep_supervision.py`) are
-    scaffolds: they fall linearly to zero at the share `scaffold_share` of the steps.
+    `organ_rarity_exponent`, `lesion_rarity_exponent` (`losses.masked_dice_bce`) and the weight `deep_supervision`
+    (`deep_supervision.py`) are scaffolds: they fall linearly to zero at the share `scaffold_share` of the steps.
+    `half_cost_voxels` is of the loss too. Of the windows a share `lesion_windows` lies around a lesion, a share
+    `label_windows` around a voxel of any label, the rest anywhere in the patient. `start_logit_scale` is for a run that
+    starts from a bundle (`warm_start.start_from_bundle`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,9 +43,14 @@ class Recipe(BaseModel):
     gradient_clip: PositiveFloat
     ema_decay: float = Field(ge=0.0, lt=1.0)
     head_learning_rate_factor: PositiveFloat = 1.0
-    rarity_exponent: float = Field(default=0.0, ge=0.0, le=1.0)
+    organ_rarity_exponent: float = Field(default=0.0, ge=0.0, le=1.0)
+    lesion_rarity_exponent: float = Field(default=0.0, ge=0.0, le=1.0)
     deep_supervision: float = Field(default=0.0, ge=0.0)
     scaffold_share: float = Field(default=0.7, gt=0.0, le=1.0)
+    half_cost_voxels: PositiveFloat | None = None
+    lesion_windows: float = Field(default=0.4, ge=0.0, le=1.0)
+    label_windows: float = Field(default=0.4, ge=0.0, le=1.0)
+    start_logit_scale: PositiveFloat = 1.0
     phantoms: PositiveInt
     validation_phantoms: PositiveInt
     validation_samples: PositiveInt

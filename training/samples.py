@@ -26,7 +26,8 @@ class NumberedSamples(Dataset[Batch]):
         seed = int(rng.choice(self.seeds))
         if seed not in self._cases:
             self._cases[seed] = open_case(self.store, seed)
-        sample = draw_sample(self._cases[seed], self.recipe.model, self.recipe.patch, rng)
+        around = (self.recipe.lesion_windows, self.recipe.label_windows)
+        sample = draw_sample(self._cases[seed], self.recipe.model, self.recipe.patch, rng, around=around)
         return torch.from_numpy(sample.image), torch.from_numpy(sample.occupancy), torch.from_numpy(sample.supervised)
 
 

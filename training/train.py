@@ -12,17 +12,21 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-from training.calibrate import calibrate
+from training.calibrate import LEAST_LESION_ML, calibrate
 from training.checkpoint import read_content, save_checkpoint
 from training.deep_supervision import VoxelClassifier, marginal_cross_entropy, most_specific_class
-from training.labels import LABELS
+from training.labels import LABELS, ORGANS
 from training.losses import masked_dice_bce
 from training.networks.universal import UniversalModel, apply_heads
+from training.precision import mixed_precision
 from training.recipe import Recipe
-from training.samples import training_batches, validation_batches
+from training.samples import NumberedSamples, training_batches, validation_batches
 from training.store import build_phantom_store
 from training.text import TextProvenance
+from training.warm_start import settle_norms, start_from_bundle
 
+PLANE_STRIDE = 3
+_SETTLING_WINDOWS = 8
 LABEL_NAMES = tuple(label.name for label in LABELS)
 
 
@@ -48,41 +52,61 @@ class RunFolder:
         return self.path / "store"
 
 
-def train(recipe: Recipe, text_embedding: Tensor, text: TextProvenance, run: RunFolder) -> Path:
-    """Runs the recipe from its seed, or from the run's last checkpoint, to `run.final`, and returns that path."""
+def train(
+    recipe: Recipe, text_embedding: Tensor, text: TextProvenance, run: RunFolder, *, start_from: Path | None = None
+) -> Path:
+    """Runs the recipe to `run.final` and returns that path.
+
+    It starts from the recipe's seed, or from the weights of the bundle `start_from`; an interrupted run goes on from
+    its last checkpoint.
+    """
     build_phantom_store(run.store, recipe.training_seeds, recipe.model.spacing_mm[0], processes=2)
     build_phantom_store(run.store, recipe.validation_seeds, recipe.model.spacing_mm[0], processes=2)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(recipe.seed)
     model = UniversalModel(recipe.model, text_embedding).to(device)
-    model.reset_heads()
+    if start_from is None:
+        model.reset_heads()
+    elif not run.last.exists():
+        start_from_bundle(model, start_from, logit_scale=recipe.start_logit_scale)
+        settle_norms(model, _first_windows(run.store, recipe).to(device))
+    model.backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     classifier = VoxelClassifier(model.backbone.decoder_channels).to(device)
     ema = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
     average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True)
     optimizer = torch.optim.AdamW(_parameter_groups(model, classifier, recipe), weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
     first_step = _resume(run, model, classifier, average, optimizer, schedule)
-    provenance = _provenance(recipe)
+    provenance = _provenance(recipe, start_from)
+    is_organ = torch.tensor([label in ORGANS for label in LABELS], device=device)
+    rarity = torch.where(is_organ, recipe.organ_rarity_exponent, recipe.lesion_rarity_exponent)
 
     with SummaryWriter(str(run.path / "tensorboard")) as writer, _progress_bar() as bar:
         task = bar.add_task("Training", total=recipe.steps, completed=first_step, loss=math.nan, dice=math.nan)
         for step, batch in enumerate(training_batches(run.store, recipe, first_step), start=first_step + 1):
             model.train()
             image, eighths, supervised = (part.to(device) for part in batch)
-            # Neighbouring planes say nearly the same, and on all of them heads and losses cost as much as the backbone.
-            planes = slice(step % 2, None, 2)
+            image = image.contiguous(memory_format=torch.channels_last_3d)
+            # Neighbouring planes say nearly the same, and on all of them heads and losses cost more than the backbone.
+            planes = slice(step % PLANE_STRIDE, None, PLANE_STRIDE)
             occupancy = eighths[:, :, planes].float() / 8.0
             scaffold = scaffold_strength(step, recipe)
-            with torch.autocast(device.type, torch.bfloat16):
+            with mixed_precision(device):
                 bottleneck, decoded = model.backbone(image)
                 features, pooled = model.read_out(bottleneck, decoded)
                 logits = apply_heads(features[:, :, planes], model.head_params(pooled))
-                class_logits = classifier(decoded[:, :, planes])
+                class_logits = classifier(decoded[:, :, planes]) if recipe.deep_supervision > 0.0 else None
             loss = masked_dice_bce(
-                logits.float(), occupancy, supervised, rarity_exponent=recipe.rarity_exponent * scaffold
+                logits.float(),
+                occupancy,
+                supervised,
+                rarity_exponent=rarity * scaffold,
+                half_cost_voxels=recipe.half_cost_voxels,
             )
-            side_loss = marginal_cross_entropy(class_logits.float(), most_specific_class(occupancy), supervised)
+            side_loss = torch.zeros(())
+            if class_logits is not None:
+                side_loss = marginal_cross_entropy(class_logits.float(), most_specific_class(occupancy), supervised)
             optimizer.zero_grad(set_to_none=True)
             (loss.total + recipe.deep_supervision * scaffold * side_loss).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_([*model.parameters(), *classifier.parameters()], recipe.gradient_clip)
@@ -94,6 +118,7 @@ def train(recipe: Recipe, text_embedding: Tensor, text: TextProvenance, run: Run
             if step % 10 == 0:
                 writer.add_scalar("loss/dice", loss.dice.item(), step)
                 writer.add_scalar("loss/cross_entropy", loss.cross_entropy.item(), step)
+                writer.add_scalar("loss/false_volume", loss.false_volume.item(), step)
                 writer.add_scalar("loss/deep_supervision", side_loss.item(), step)
                 writer.add_scalar("learning_rate", schedule.get_last_lr()[0], step)
             if step % recipe.validate_every == 0 or step == recipe.steps:
@@ -112,8 +137,11 @@ def train(recipe: Recipe, text_embedding: Tensor, text: TextProvenance, run: Run
                 save_checkpoint(run.last, model, label_names=LABEL_NAMES, text=text, training=provenance, resume=state)
     build_phantom_store(run.store, recipe.calibration_seeds, recipe.model.spacing_mm[0], processes=2)
     final = _averaged(average)
-    thresholds = calibrate(final, run.store, recipe.calibration_seeds, device) if recipe.calibration_phantoms else {}
-    save_checkpoint(run.final, final, label_names=LABEL_NAMES, text=text, training=provenance, thresholds=thresholds)
+    calibrated: dict[str, Any] = {}
+    if recipe.calibration_phantoms:
+        thresholds = calibrate(final, run.store, recipe.calibration_seeds, device)
+        calibrated = {"thresholds": thresholds, "least_lesion_ml": LEAST_LESION_ML}
+    save_checkpoint(run.final, final, label_names=LABEL_NAMES, text=text, training=provenance, **calibrated)
     return run.final
 
 
@@ -151,7 +179,7 @@ def validate(model: UniversalModel, store: Path, recipe: Recipe, device: torch.d
     overlap, total, present = (torch.zeros(len(LABELS)) for _ in range(3))
     for image, occupancy, supervised in validation_batches(store, recipe):
         annotated = supervised[:, :, None, None, None]
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             predicted = (model(image.to(device)) > 0).cpu() & annotated
         truth = (occupancy >= 4) & annotated
         overlap += (predicted & truth).sum(dim=(0, 2, 3, 4))
@@ -188,10 +216,17 @@ def _resume(
     return int(state["step"])
 
 
-def _provenance(recipe: Recipe) -> dict[str, Any]:
+def _first_windows(store: Path, recipe: Recipe) -> Tensor:
+    """Images of the run's first samples, to settle batch norms on."""
+    samples = NumberedSamples(store, recipe.training_seeds, recipe)
+    return torch.stack([samples[number][0] for number in range(_SETTLING_WINDOWS)])
+
+
+def _provenance(recipe: Recipe, start_from: Path | None) -> dict[str, Any]:
     """What the checkpoint says of its making; JSON-ready."""
     return {
         "recipe": recipe.name,
+        "started from": "random weights" if start_from is None else f"the bundle {start_from.resolve().name}",
         "seed": recipe.seed,
         "steps": recipe.steps,
         "windows": recipe.steps * recipe.batch_size,

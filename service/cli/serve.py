@@ -19,6 +19,7 @@ from service.sweeper import Sweeper
 from service.telemetry import configure_logging
 from service.worker import start_embedded_worker
 
+BACKLOG = 2048  # connections that wait until the API answers; uvicorn's own default
 LONGEST_ANSWER_SECONDS = 10  # how long requests under way may go on after a signal
 
 log = structlog.get_logger(__name__)
@@ -71,12 +72,13 @@ def serve(*, host: str | None, port: int | None, data_dir: Path | None) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound before anything else starts, so that a taken port is a plain error."""
+    """A socket that listens before anything else starts: a taken port is a plain error, and early clients wait."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(BACKLOG)
     except OSError:
         listening.close()
         raise

@@ -23,15 +23,19 @@ from numpy.typing import NDArray
 
 from service.imaging.geometry import Geometry, Shape
 from service.inference.grid import Box, ModelGrid, absolute, bounding_box, box_shape, grown, intersection, relative
-from service.inference.manifest import Interpolation, Label
+from service.inference.manifest import Interpolation, Label, MinVolume, Rule
 from service.inference.masks import LesionProbability, Masks
-from service.inference.postprocessing import BoxedMask, Companions, apply_rules
+from service.inference.postprocessing import BoxedMask, Companions, apply_rules, components_of_at_least
 from service.inference.resampling import AxisWeights, axis_weights, resample
 from service.inference.sliding_window import Logits
 from service.progress import Progress, Stage, no_progress
 from service.request import PostProcessing
 
 Float32 = NDArray[np.float32]
+
+# Interpolation can cut a thin bridge and leave a fragment beside a lesion. Whole lesions have their minimum volume by
+# the rules; on the source grid a component is a fragment below this share of it.
+_FRAGMENT_SHARE = 0.5
 
 # Slices of the source that are interpolated at once; bounds the float32 copy of a large mask.
 _SLAB = 64
@@ -78,11 +82,30 @@ def restore_masks(
                 field = _signed_margin(region, mask, label.threshold, back)
             bit = np.uint32(1 << labels.index(label))
             box = back.write(field, bit, seen, mask_interpolation)
+            if box is not None:
+                box = _without_fragments(seen, bit, box, _least_ml(rules) * _FRAGMENT_SHARE / onto.voxel_volume_ml)
             if label.kind.is_lesion and box is not None:
                 probability = to_ras.source_array(back.probability(region, box))
                 probabilities[label.name] = LesionProbability(to_ras.source_box(box, onto.shape), probability)
         progress(Stage.POSTPROCESSING, done / len(channels))
     return Masks(tuple(labels), packed, onto, probabilities)
+
+
+def _least_ml(rules: Sequence[Rule]) -> float:
+    """The largest minimum volume among the rules; 0 without one."""
+    return max((rule.ml for rule in rules if isinstance(rule, MinVolume)), default=0.0)
+
+
+def _without_fragments(packed: NDArray[np.uint32], bit: np.uint32, box: Box, least_voxels: float) -> Box | None:
+    """Clears `bit` in the components inside `box` with fewer voxels; the box of what is left."""
+    if least_voxels <= 1.0:
+        return box
+    mask = (packed[box] & bit) != 0
+    kept = components_of_at_least(mask, least_voxels)
+    view = packed[box]
+    np.bitwise_and(view, ~bit, out=view, where=mask & ~kept)
+    tight = bounding_box(kept)
+    return None if tight is None else absolute(tight, box)
 
 
 def _in_order_of_need(labels: Sequence[Label], postprocessing: str) -> list[int]:

@@ -15,7 +15,7 @@ from service.inference.manifest import Interpolation
 from service.inference.masks import Masks
 from service.inference.model import Model
 from service.inference.preprocessing import preprocess
-from service.inference.restoration import restore_masks
+from service.inference.restoration import _without_fragments, restore_masks
 from service.inference.sliding_window import Logits, predict_windows
 from service.progress import Stage
 
@@ -214,6 +214,24 @@ def test_a_tumour_without_its_host_is_removed(tiny_model: Model) -> None:
     assert masks.mask("liver").any()
     assert not masks.mask("liver_tumor").any()
     assert masks.lesion_probability == {}
+
+
+def test_fragments_beside_a_lesion_are_dropped() -> None:
+    """Bit 2 has components of 27, 8 and 1 voxels, of which those from 8 on stay; the liver's bit lies under all."""
+    packed = np.zeros((20, 12, 12), np.uint32)
+    packed[:, :, :] = 1
+    for corner, edge in ((2, 3), (9, 2), (15, 1)):
+        packed[corner : corner + edge, 4 : 4 + edge, 4 : 4 + edge] |= 4
+    mirrored = packed[::-1, :, ::-1]  # as a scan in LPS is seen
+    box = (slice(0, 18), slice(3, 10), slice(0, 12))
+    rest = _without_fragments(mirrored, np.uint32(4), box, 8.0)
+    assert rest is not None
+    assert (packed & 4).astype(bool).sum() == 27 + 8
+    assert (mirrored[rest] & 4).astype(bool).sum() == 27 + 8
+    assert [side.stop - side.start for side in rest] == [9, 3, 3]
+    assert (packed & 1).all()
+    assert _without_fragments(mirrored, np.uint32(4), box, 28.0) is None
+    assert not (packed & 4).any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 50, 50), (50, 50, 3), (50, 1, 50), (2, 2, 2)])

@@ -119,3 +119,16 @@ def test_thick_slices_smooth_along_z() -> None:
     np.testing.assert_allclose(thick[:12], 0, atol=1e-3)
     np.testing.assert_allclose(thick[20:], 100, atol=1e-3)
     assert ((thick > 1) & (thick < 99)).sum() >= 2
+
+
+def test_share_of_windows_around_lesions_labels_and_anywhere() -> None:
+    """The tumour is 5 x 6 x 8 of 40 x 36 x 44 voxels: windows of 32 around it show it, others often do not."""
+    case = box_case()
+
+    def middles(around: tuple[float, float]) -> float:
+        samples = (draw_sample(case, TINY_CONFIG, 32, np.random.default_rng(n), around=around) for n in range(60))
+        return float(np.mean([sample.occupancy[TUMOR].any() for sample in samples]))
+
+    everywhere, lesions = middles((0.0, 0.0)), middles((1.0, 0.0))
+    assert lesions > 0.95
+    assert everywhere < 0.8

@@ -8,7 +8,18 @@ import torch
 
 from tests.support.training import TINY_CONFIG, box_case, tiny_recipe, write_box_store
 from training.augment import plain_sample
-from training.calibrate import BINS, best_thresholds, calibrate
+from training.calibrate import (
+    BINS,
+    LEAST_LESION_ML,
+    LESION_THRESHOLDS,
+    OperatingPoint,
+    WholeCase,
+    best_thresholds,
+    calibrate,
+    choose_operating_points,
+    operating_points,
+    see_whole_case,
+)
 from training.labels import BY_NAME, LABELS
 from training.networks.universal import UniversalModel
 from training.text import random_text_embedding
@@ -57,12 +68,68 @@ def test_windows_side_by_side_hold_the_whole_case_once() -> None:
         assert total[BY_NAME[name].channel] == voxels, name
 
 
+def test_a_whole_case_is_padded_to_windows_and_seen_in_place() -> None:
+    """Bone is the brightest tissue but for metal, so what `OneThird` calls a kidney lies where the kidneys are."""
+    model = OneThird(TINY_CONFIG, random_text_embedding(0)[0])
+    case = see_whole_case(model, box_case(), np.random.default_rng(0), torch.device("cpu"))
+    assert case.probability.shape == case.occupancy.shape == (32, 24, 24, 24)
+    assert case.voxel_ml == pytest.approx(0.064)
+    kidneys = case.occupancy[[BY_NAME["kidney_right"].channel, BY_NAME["kidney_left"].channel]].max(axis=0)
+    assert case.probability[0][kidneys == 8].mean() > 0.3
+    assert case.probability[0][kidneys == 0].mean() < 0.1
+
+
+def lesion_case() -> WholeCase:
+    """Liver in the lower half. Tumours: one of 27 voxels at 0.75; false ones of 27 at 0.55 in the liver, of 27 at 0.95
+    outside of it, and a speck of 2 at 0.99 in it. A voxel has 0.064 ml, so 8 voxels make 0.5 ml."""
+    probability = np.zeros((32, 20, 20, 20), np.float16)
+    occupancy = np.zeros(probability.shape, np.uint8)
+    tumor, liver = BY_NAME["liver_tumor"].channel, BY_NAME["liver"].channel
+    probability[liver, :, :, :10] = 0.9
+    probability[tumor, 2:5, 2:5, 2:5] = 0.75
+    occupancy[tumor, 2:5, 2:5, 2:5] = 8
+    probability[tumor, 10:13, 10:13, 2:5] = 0.55
+    probability[tumor, 10:13, 10:13, 15:18] = 0.95
+    probability[tumor, 16:18, 3, 3] = 0.99
+    return WholeCase(probability, occupancy, np.ones(32, bool), 0.064)
+
+
+def test_lesions_at_each_threshold_by_hand() -> None:
+    points = {point.threshold: point for point in operating_points(lesion_case(), BY_NAME["liver_tumor"])}
+    assert tuple(points) == LESION_THRESHOLDS
+    assert points[0.5] == OperatingPoint(0.5, lesions=1, found=1, false_positives=1)
+    assert points[0.7] == OperatingPoint(0.7, lesions=1, found=1, false_positives=0)
+    assert points[0.8] == OperatingPoint(0.8, lesions=1, found=0, false_positives=0)
+    assert LEAST_LESION_ML == 0.5
+
+
+def curve(*points: tuple[float, int, int], lesions: int = 10) -> list[OperatingPoint]:
+    return [OperatingPoint(threshold, lesions, found, false) for threshold, found, false in points]
+
+
+def test_false_positives_are_spent_where_they_find_most() -> None:
+    """Both begin at their most careful point, 3 + 1 found. Of 6 false ones to be spent, `a` finds four lesions for 4
+    and `b` one for 4, so `a` has them, and nothing is left for the next step of `a` (2 for 10)."""
+    curves = {
+        "a": curve((0.3, 9, 14), (0.5, 7, 4), (0.9, 3, 0)),
+        "b": curve((0.3, 2, 4), (0.9, 1, 0)),
+    }
+    assert choose_operating_points(curves, 6) == {"a": 0.5, "b": 0.9}
+    assert choose_operating_points(curves, 8) == {"a": 0.5, "b": 0.3}
+    assert choose_operating_points(curves, 18) == {"a": 0.3, "b": 0.3}
+    assert choose_operating_points(curves, 0) == {"a": 0.9, "b": 0.9}
+
+
+def test_a_lesion_type_that_no_case_has_is_cut_at_a_half() -> None:
+    assert choose_operating_points({"a": curve((0.3, 0, 9), (0.9, 0, 0), lesions=0)}, 5) == {"a": 0.5}
+
+
 class OneThird(UniversalModel):
     """Says 0.35 inside both kidneys and next to nothing elsewhere: bone is the brightest tissue but for metal."""
 
     def forward(self, window: torch.Tensor, channels: torch.Tensor | None = None) -> torch.Tensor:
         bright = torch.nn.functional.avg_pool3d(window, 2) > 0.25
-        return torch.where(bright, -0.62, -9.0).expand(-1, len(LABELS), -1, -1, -1)
+        return torch.where(bright, -0.62, -9.0).repeat(1, len(LABELS), 1, 1, 1)
 
 
 def test_calibration_finds_the_cut_of_a_model_that_is_too_shy(tmp_path: Path) -> None:

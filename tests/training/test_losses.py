@@ -10,11 +10,11 @@ from training.losses import masked_dice_bce
 TWO_THIRDS = math.log(2.0)  # the logit of probability 2/3
 
 
-def loss_of(logits: list, target: list, supervised: list):
+def loss_of(logits: list, target: list, supervised: list, **options: float):
     """Pairs [b][c] of two voxels each."""
     logits_BCX = torch.tensor(logits, dtype=torch.float64, requires_grad=True)[..., None, None]
     target_BCX = torch.tensor(target, dtype=torch.float64)[..., None, None]
-    return masked_dice_bce(logits_BCX, target_BCX, torch.tensor(supervised))
+    return masked_dice_bce(logits_BCX, target_BCX, torch.tensor(supervised), **options)
 
 
 def test_two_voxels() -> None:
@@ -47,6 +47,21 @@ def test_label_absent_from_the_batch_is_left_to_cross_entropy() -> None:
     loss = loss_of([[[0, 0]]], [[[0, 0]]], [[True]])
     assert loss.dice.item() == 0
     assert loss.cross_entropy.item() == pytest.approx(math.log(2))
+
+
+def test_a_false_volume_costs_its_share_of_itself_and_the_half_cost() -> None:
+    """Label 0 is in sample 0 only; in sample 1 it is predicted with 1/2 + 1/2, label 1 in both with 2/3 + 1/3."""
+    logits = [[[40, -40], [TWO_THIRDS, -TWO_THIRDS]], [[0, 0], [TWO_THIRDS, -TWO_THIRDS]]]
+    loss = loss_of(logits, [[[1, 0], [0, 0]], [[0, 0], [0, 0]]], [[True, True], [True, True]], half_cost_voxels=3.0)
+    assert loss.false_volume.item() == pytest.approx(1 / (1 + 3))
+    assert loss.total.item() == pytest.approx((loss.dice + loss.cross_entropy + loss.false_volume).item())
+
+
+def test_no_false_volume_where_a_label_was_not_annotated_or_no_price_is_set() -> None:
+    pair = ([[[0, 0], [-40, -40]]], [[[0, 0], [0, 0]]])
+    assert loss_of(*pair, [[False, True]], half_cost_voxels=3.0).false_volume.item() == pytest.approx(0, abs=1e-12)
+    assert loss_of(*pair, [[True, True]]).false_volume.item() == 0
+    assert loss_of([[[0, 0]]], [[[1, 0]]], [[True]], half_cost_voxels=3.0).false_volume.item() == 0
 
 
 def test_dice_is_over_the_batch_as_one_set() -> None:
@@ -101,3 +116,18 @@ def test_rare_voxels_weigh_more() -> None:
     root = math.sqrt(3.0)
     assert half.cross_entropy.item() == pytest.approx((root * filled + 3 * empty) / (root + 3))
     assert half.dice.item() == pytest.approx(loss.dice.item())
+
+
+def test_each_label_has_its_own_exponent() -> None:
+    logits = torch.randn((2, 2, 2, 2, 2), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    target = (torch.rand(logits.shape, generator=torch.Generator().manual_seed(3)) < 0.2).double()
+
+    def cross_entropy(channels: slice, exponent: float | torch.Tensor) -> float:
+        supervised = torch.ones(2, 2, dtype=torch.bool)[:, channels]
+        pair = (logits[:, channels], target[:, channels])
+        return masked_dice_bce(*pair, supervised, rarity_exponent=exponent).cross_entropy.item()
+
+    both = cross_entropy(slice(0, 2), torch.tensor([0.0, 0.7]))
+    apart = (cross_entropy(slice(0, 1), 0.0) + cross_entropy(slice(1, 2), 0.7)) / 2
+    assert both == pytest.approx(apart)
+    assert both != pytest.approx(cross_entropy(slice(0, 2), 0.0))

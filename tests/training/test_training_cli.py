@@ -60,7 +60,8 @@ def test_train_from_a_recipe_file(tmp_path: Path) -> None:
         f"{key} = {json.dumps(value)}" for key, value in recipe.model.model_dump(mode="json", exclude_none=True).items()
     )
     rest = "\n".join(
-        f"{key} = {json.dumps(value)}" for key, value in recipe.model_dump(mode="json", exclude={"model"}).items()
+        f"{key} = {json.dumps(value)}"
+        for key, value in recipe.model_dump(mode="json", exclude={"model"}, exclude_none=True).items()
     )
     (tmp_path / "one_step.toml").write_text(f"{rest}\n[model]\n{model}\n")
     write_box_store(tmp_path / "run" / "store", recipe)

@@ -48,11 +48,11 @@ def _sample_kidney(rng: np.random.Generator, side: str, present: bool, grown: fl
     radii = np.array([28, 27, 53]) * rng.normal(1, 0.07, 3) * grown
     axes = rotation(float(rng.normal(-10, 4)), sign * float(rng.normal(-12, 4)), sign * float(rng.normal(28, 8)))
     top = np.array([36, 18, 16] if side == "right" else [-46, 26, 10]) + rng.normal(0, 2, 3)
-    r = float(rng.uniform(3.0, 4.4))
-    apex, body = top + np.array([0, 8, 10]), top + np.array([0, 4, 0])
+    r = float(rng.uniform(3.2, 4.6))
+    apex, body = top + np.array([0, 9, 14]), top + np.array([0, 4, 0])
     limbs = [
-        tube(np.array([[*apex, r], [*body, r * 1.25], [*(top + np.array([-sign * 4, -14, -18])), r * 0.9]]), 5),
-        tube(np.array([[*body, r * 1.1], [*(top + np.array([sign * 12, -14, -20])), r * 0.9]]), 5),
+        tube(np.array([[*apex, r], [*body, r * 1.25], [*(top + np.array([-sign * 5, -17, -22])), r * 0.9]]), 5),
+        tube(np.array([[*body, r * 1.1], [*(top + np.array([sign * 14, -17, -24])), r * 0.9]]), 5),
         tube(np.array([[*(apex + np.array([0, -1, -1])), r], [*(body + np.array([sign * 2, -5, -10])), r]]), 5),
     ]
     return Kidney(side, Ellipsoid(center, radii, axes), present, tuple(limbs), float(rng.uniform(2, 10)))

@@ -9,7 +9,7 @@ from training.phantom.anatomy import Anatomy, rasterize, sample_anatomy, trunk_g
 from training.phantom.lesions import PlantedLesion
 from training.phantom.render import render_hu
 from training.phantom.seeds import stream
-from training.phantom.tissues import Phase, sample_tissue_hu
+from training.phantom.tissues import Phase, draw_phase, sample_tissue_hu
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Phantom:
 def sample_settings(seed: int) -> ScanSettings:
     """Scanner settings as hospitals vary them."""
     rng = stream(seed, "scanner")
-    phase = Phase(str(rng.choice([Phase.NATIVE, Phase.ARTERIAL, Phase.PORTAL], p=[0.25, 0.2, 0.55])))
+    phase = draw_phase(rng)
     in_plane = float(rng.uniform(0.6, 1.0))
     slice_mm = float(rng.choice([0.8, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0], p=[0.08, 0.14, 0.18, 0.18, 0.15, 0.15, 0.12]))
     base = (TRUNK, ABDOMEN, ABDOMEN_PELVIS, CHEST)[int(rng.choice(4, p=[0.3, 0.25, 0.3, 0.15]))]

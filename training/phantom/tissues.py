@@ -18,6 +18,11 @@ class Phase(StrEnum):
     PORTAL = "portal"  #: about 70 s: veins and liver are bright
 
 
+def draw_phase(rng: np.random.Generator) -> Phase:
+    """A phase as often as abdominal scans are taken in it."""
+    return Phase(str(rng.choice([Phase.NATIVE, Phase.ARTERIAL, Phase.PORTAL], p=[0.25, 0.2, 0.55])))
+
+
 class Tissue(IntEnum):
     """What a voxel is made of; the value is the voxel's number in `Raster.tissue`."""
 

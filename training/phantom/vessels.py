@@ -46,9 +46,9 @@ def sample_vessels(rng: np.random.Generator) -> Vessels:
     confluence = np.array([4, 60, -12]) + rng.normal(0, 3, 3)
     porta = np.array([38, 58, 24]) + rng.normal(0, 3, 3)
     middle = (confluence + porta) / 2 + rng.normal(0, 2, 3)
-    r = float(rng.uniform(5.5, 8))
+    r = float(rng.uniform(6.2, 8.8))
     portal = tube(np.array([[*confluence, r], [*middle, r], [*porta, r]]))
-    splenic = jitter(rng, [(-24, 62, -2, 4.8), (-52, 42, 6, 4.5), (-76, 20, 9, 4.3), (-92, 8, 12, 4)], 2.5, 0.15)
+    splenic = jitter(rng, [(-24, 62, -2, 5.8), (-52, 42, 6, 5.4), (-76, 20, 9, 5.1), (-92, 8, 12, 4.6)], 2.5, 0.15)
     splenic = np.vstack([[*confluence, r * 0.9], splenic])
     root = aorta[9, :3] + (aorta[8, :3] - aorta[9, :3]) * 0.15
     length, width = rng.uniform(21, 30), rng.uniform(3.4, 4.6)
