@@ -19,6 +19,12 @@ that the software works; they say nothing about how well the method does on pati
 _PHANTOM_LIMITS = """\
 - Real anatomy, disease, contrast timing and artefacts differ from the phantoms: on real CT expect missed organs, false
   lesions and rough borders. Do not report figures of this bundle as those of the Universal Model."""
+_CALIBRATED = """\
+- Thresholds were chosen on other cases of the same kind: best Dice for organs; for lesions, most found at a fixed
+  number of false ones. Lesions below {least:g} ml are dropped. The other post-processing rules come from the reference
+  implementation. Probabilities are not calibrated."""
+_NOT_CALIBRATED = """\
+- Thresholds and post-processing rules come from the reference implementation; they were not tuned for this model."""
 _OTHER_NOTE = "The exporter knows no more about the data than the line above, which comes from the checkpoint."
 _OTHER_LIMITS = "- Performance outside the training data's scanners, protocols and patients is unknown."
 
@@ -73,6 +79,7 @@ def render_card(checkpoint: Checkpoint, facts: CardFacts) -> str:
         evaluation=(facts.evaluation or NOT_EVALUATED).strip(),
         parity=_parity_table(facts.parities),
         limits=_PHANTOM_LIMITS if phantoms else _OTHER_LIMITS,
+        thresholds=(_CALIBRATED.format(least=checkpoint.least_lesion_ml) if checkpoint.thresholds else _NOT_CALIBRATED),
         licence=facts.licence,
     )
 

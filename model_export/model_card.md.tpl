@@ -48,7 +48,7 @@ $parity
 $limits
 - The text encoder is not part of the bundle: a label cannot be added by naming it.
 - Masks overlap where anatomy does: a lesion belongs to its host organ too.
-- Thresholds and post-processing rules come from the reference implementation; they were not tuned for this model.
+$thresholds
 
 ## Licence
 

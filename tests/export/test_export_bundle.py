@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -173,6 +174,19 @@ def test_creation_time_follows_source_date_epoch() -> None:
     assert abs((creation_time({}) - datetime.now(UTC)).total_seconds()) < 5
     with pytest.raises(ExportError, match="SOURCE_DATE_EPOCH is 'yesterday'"):
         creation_time({"SOURCE_DATE_EPOCH": "yesterday"})
+
+
+def test_calibration_of_a_checkpoint_reaches_manifest_and_card(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calibrated = replace(checkpoint, thresholds={"liver_tumor": 0.85}, least_lesion_ml=0.5)
+    bundle = write_bundle(calibrated, tmp_path, name="viscera-small", version="1.2.3")
+    labels = {label["name"]: label for label in json.loads((bundle / "manifest.json").read_text())["labels"]}
+    assert labels["liver_tumor"]["threshold"] == 0.85
+    assert labels["spleen"]["threshold"] == 0.5
+    for name in ("liver_tumor", "kidney_cyst"):
+        assert {"rule": "min_volume", "ml": 0.5} in labels[name]["postprocessing"]["viscera"]
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert "Lesions below 0.5 ml are dropped" in card
+    assert "not tuned" not in card
 
 
 def test_card_says_what_the_bundle_is_and_is_not(written_bundle: Path) -> None:

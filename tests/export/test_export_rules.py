@@ -1,5 +1,7 @@
 """Rules as data: the reference's voxel counts, worked by hand into millilitres."""
 
+from dataclasses import asdict
+
 import pytest
 
 from model_export.manifest import label_entry
@@ -34,6 +36,18 @@ def test_lesion_rules_are_the_reference_limits_inside_the_hosts(name: str, ml: f
         MinVolume(ml=ml),
         MaxComponents(count=count),
     )
+
+
+def test_a_calibrated_minimum_raises_the_limit_and_never_lowers_it() -> None:
+    def least(calibrated: float) -> list[float]:
+        rules = postprocessing_rules(BY_NAME["kidney_tumor"], calibrated)
+        return [rule.ml for rule in rules if isinstance(rule, MinVolume)]
+
+    assert (least(0.0), least(0.1), least(0.5)) == ([0.27], [0.27], [0.5])
+    entry = label_entry("kidney_tumor", ["kidney_tumor"], 0.8, 0.5)
+    assert entry["threshold"] == 0.8
+    assert {"rule": "min_volume", "ml": 0.5} in entry["postprocessing"]["viscera"]
+    assert entry["postprocessing"]["reference"] == [asdict(rule) for rule in reference_rules(BY_NAME["kidney_tumor"])]
 
 
 def test_organs_keep_one_component_except_branching_vessels() -> None:
