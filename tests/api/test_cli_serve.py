@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from service.cli.serve import _listen
 from service.client import UnreachableError, Viscera
 from service.jobs.owner import is_dead
 from service.jobs.store import JobStore
@@ -22,6 +23,16 @@ from tests.support.api import write_model
 from tests.support.fake_segmenter import SPEC
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_a_client_that_comes_early_waits_instead_of_being_turned_away() -> None:
+    """The address is printed before the API answers: from then on a connection must not be refused."""
+    with _listen("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            pass
+        with pytest.raises(OSError, match="in use"):
+            _listen("127.0.0.1", port)
 
 
 @contextmanager
