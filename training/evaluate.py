@@ -15,14 +15,16 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from isal import igzip
 from numpy.typing import NDArray
 from rich.progress import track
 
 from training.detection import Detections, count_detections, dice
 from training.labels import LABELS, LESIONS, ORGANS
 from training.phantom.phantom import draw_phantom
-from training.phantom.write import write_nifti
+from training.phantom.write import write_ct
 
+TRUTH_FILE = "labels.npy.gz"
 FIRST_TEST_SEED = 1_000_000  # training and validation seeds lie below
 #: Less than this of a structure inside the field of view is a sliver: it is not scored. Millilitres.
 LEAST_ORGAN_ML = 0.5
@@ -89,12 +91,16 @@ def score_scans(folder: Path, seeds: range) -> Scores:
 
 
 def _draw(folder: Path, seed: int) -> None:
+    """The scan, and its true labels as one packed array: 32 files of masks would take longer than all the rest."""
     phantom = draw_phantom(seed)
     target = folder / "phantoms" / str(seed)
     target.mkdir(parents=True, exist_ok=True)
-    write_nifti(phantom, target)
+    with igzip.open(target / TRUTH_FILE, "wb", compresslevel=1) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(phantom.labels), allow_pickle=False)
     # One study, one name: the service names its results by the file. Last, so that a file with its name is complete.
-    (target / "ct.nii.gz").rename(target / f"{seed}.nii.gz")
+    part = target / ".part.nii.gz"
+    write_ct(phantom, part)
+    part.rename(target / f"{seed}.nii.gz")
 
 
 def _segment(folder: Path, seeds: range, bundle: str | None) -> None:
@@ -115,9 +121,11 @@ def _score(truth_folder: Path, result_folder: Path) -> tuple[dict[str, float], d
     """Dice of each label that the scan shows, and the lesions of each type."""
     overlaps: dict[str, float] = {}
     detections: dict[str, Detections] = {}
+    with igzip.open(truth_folder / TRUTH_FILE, "rb") as file:
+        labels = np.lib.format.read_array(file, allow_pickle=False)
     for label in LABELS:
-        truth, voxel_ml = _read_mask(truth_folder / "labels" / f"{label.name}.nii.gz")
-        predicted, _ = _read_mask(result_folder / "masks" / f"{label.name}.nii.gz")
+        truth = (labels & np.uint32(1 << label.channel)) != 0
+        predicted, voxel_ml = _read_mask(result_folder / "masks" / f"{label.name}.nii.gz")
         truth_ml = np.count_nonzero(truth) * voxel_ml
         if label in LESIONS:
             detections[label.name] = count_detections(predicted, truth, LEAST_LESION_ML / voxel_ml)

@@ -29,9 +29,12 @@ def write_truth(folder: Path, seed: int) -> None:
     labels[6, 0:2, 0] = bits("liver_tumor")
     labels[9, 0:4, 0] = bits("liver_tumor")
     labels[6, 5, 3] = bits("kidney_cyst")
-    target = folder / "phantoms" / str(seed)
-    write_nifti(Phantom(np.zeros(labels.shape, np.int16), labels, AFFINE, Phase.NATIVE, (), seed), target)
-    (target / "ct.nii.gz").rename(target / f"{seed}.nii.gz")
+    phantom = Phantom(np.zeros(labels.shape, np.int16), labels, AFFINE, Phase.NATIVE, (), seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "draw_phantom", lambda _seed: phantom)
+        evaluation._draw(folder, seed)
+    # The same once more as a service would give it, to be copied.
+    write_nifti(phantom, folder / "masks" / str(seed))
 
 
 def edit(path: Path, *changes: tuple[tuple, int]) -> None:
@@ -48,7 +51,7 @@ def perfect_service(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def segment(folder: Path, seeds: range, bundle: str | None) -> None:
         for seed in seeds:
-            shutil.copytree(folder / "phantoms" / str(seed) / "labels", folder / "segmented" / str(seed) / "masks")
+            shutil.copytree(folder / "masks" / str(seed) / "labels", folder / "segmented" / str(seed) / "masks")
 
     monkeypatch.setattr(evaluation, "_segment", segment)
 

@@ -142,7 +142,7 @@ _HU: dict[Tissue, tuple[float, float, float, float]] = {
     Tissue.ILIAC_VEIN: (40, 60, 115, 25),
     Tissue.PORTAL_VEIN: (41, 100, 165, 20),
     Tissue.HEPATIC_PORTAL: (38, 100, 162, 14),
-    Tissue.HEPATIC_VEIN: (38, 68, 158, 14),
+    Tissue.HEPATIC_VEIN: (38, 46, 158, 8),  # at 35 s the contrast medium has not come back through the liver
     Tissue.ESOPHAGUS: (38, 52, 62, 8),
     Tissue.ESOPHAGUS_LUMEN: (-300, -300, -300, 350),
     Tissue.LIVER: (55, 70, 108, 13),

@@ -20,7 +20,7 @@ def write_nifti(phantom: Phantom, folder: Path) -> Path:
     """Write ct.nii.gz, labels/<name>.nii.gz (each label, even if empty) and phantom.json; gives the CT's path."""
     (folder / "labels").mkdir(parents=True, exist_ok=True)
     path = folder / "ct.nii.gz"
-    nib.save(_image(phantom.hu, phantom.affine), path)
+    write_ct(phantom, path)
     for label in LABELS:
         mask = ((phantom.labels >> np.uint32(label.channel)) & 1).astype(np.uint8)
         nib.save(_image(mask, phantom.affine), folder / "labels" / f"{label.name}.nii.gz")
@@ -33,6 +33,11 @@ def write_nifti(phantom: Phantom, folder: Path) -> Path:
     }
     (folder / "phantom.json").write_text(json.dumps(facts, indent=2) + "\n")
     return path
+
+
+def write_ct(phantom: Phantom, path: Path) -> None:
+    """Write the scan alone as NIfTI."""
+    nib.save(_image(phantom.hu, phantom.affine), path)
 
 
 def _image(array: NDArray[np.generic], affine: NDArray[np.float64]) -> nib.Nifti1Image:
