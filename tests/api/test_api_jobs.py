@@ -16,7 +16,7 @@ def test_a_submitted_study_is_stored_queued_and_dispatched(api: Api):
     assert int(response.headers["Retry-After"]) >= 1
     assert job["status"] == "queued"
     assert job["queue_position"] == 1
-    assert job["model"] == "viscera-compact-1.0.0"
+    assert job["model"] == "viscera-compact-9.0.0"
     assert (job["upload_bytes"], job["upload_files"]) == (6, 1)
     assert api.dispatched == [job["id"]]
     assert (api.storage.upload_dir(job["id"]) / "00001.nii.gz").read_bytes() == b"voxels"

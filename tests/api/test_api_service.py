@@ -19,8 +19,8 @@ def test_models_are_listed_with_their_labels(tmp_path):
     with running_api(tmp_path) as api:
         models = api.client.get("/v1/models").json()["models"]
         compact = next(model for model in models if model["name"] == "viscera-compact")
-        assert {"viscera-compact-1.0.0", "other-2.0.0"} <= {model["id"] for model in models}
-        assert [model["id"] for model in models if model["default"]] == ["viscera-compact-1.0.0"]
+        assert {"viscera-compact-9.0.0", "other-2.0.0"} <= {model["id"] for model in models}
+        assert [model["id"] for model in models if model["default"]] == ["viscera-compact-9.0.0"]
         assert compact["labels"][1]["hosts"] == ["liver"]
         assert compact["spacing_mm"] == [2.0, 2.0, 2.0]
         assert re.fullmatch("[0-9a-f]{64}", compact["sha256"])
@@ -28,7 +28,7 @@ def test_models_are_listed_with_their_labels(tmp_path):
 
 def test_a_model_is_found_by_id_and_by_name(api: Api):
     by_name = api.client.get("/v1/models/viscera-compact").json()
-    by_id = api.client.get("/v1/models/viscera-compact-1.0.0").json()
+    by_id = api.client.get("/v1/models/viscera-compact-9.0.0").json()
     unknown = api.client.get("/v1/models/vista")
 
     assert by_name == by_id
@@ -44,7 +44,7 @@ def test_a_bundle_that_cannot_be_read_does_not_hide_the_others(tmp_path, manifes
     (broken / "manifest.json").write_text(manifest)
     with running_api(tmp_path) as api:
         ids = [model["id"] for model in api.client.get("/v1/models").json()["models"]]
-    assert "viscera-compact-1.0.0" in ids
+    assert "viscera-compact-9.0.0" in ids
     assert not any("broken" in model_id for model_id in ids)
 
 

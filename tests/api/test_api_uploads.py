@@ -78,7 +78,7 @@ def test_a_form_without_a_usable_boundary_is_an_invalid_request(api: Api, conten
 
 def test_an_unknown_model_is_not_found(api: Api):
     response = api.client.post("/v1/jobs", files={"files": b"scan"}, data={"model": "vista"})
-    assert "viscera-compact-1.0.0" in refused(api, response, 404, "model-not-found")
+    assert "viscera-compact-9.0.0" in refused(api, response, 404, "model-not-found")
 
 
 def test_an_unknown_label_is_refused_with_the_labels_there_are(api: Api):

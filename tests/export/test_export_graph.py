@@ -29,8 +29,9 @@ def test_any_batch_and_size_give_the_torch_features(
         expected_features, expected_pooled = checkpoint.model.backbone_outputs(torch.from_numpy(window))
     assert features.shape == (shape[0], 8, *(size // 2 for size in shape[2:]))
     assert pooled.shape == (shape[0], 256)
-    np.testing.assert_allclose(features, expected_features.numpy(), atol=2e-5)
-    np.testing.assert_allclose(pooled, expected_pooled.numpy(), atol=2e-5)
+    # Rounding differs with the processor's vector width: 3e-5 seen without AVX-512.
+    np.testing.assert_allclose(features, expected_features.numpy(), atol=1e-4)
+    np.testing.assert_allclose(pooled, expected_pooled.numpy(), atol=1e-4)
 
 
 def test_graph_is_float32_with_named_free_axes_and_no_batch_norm(written_bundle: Path) -> None:

@@ -24,8 +24,8 @@ LIVER = {"scheme": "SCT", "value": "10200004", "meaning": "Liver"}
 NEOPLASM = {"scheme": "SCT", "value": "108369006", "meaning": "Neoplasm"}
 
 
-def write_model(folder: Path, name: str = "viscera-compact", version: str = "1.0.0") -> Path:
-    """A bundle folder with the part of the manifest that the API reads; it cannot be run."""
+def write_model(folder: Path, name: str = "viscera-compact", version: str = "9.0.0") -> Path:
+    """A bundle folder with the part of the manifest that the API reads, newer than the packaged one; it cannot run."""
     bundle = folder / f"{name}-{version}"
     bundle.mkdir(parents=True)
     labels = [
