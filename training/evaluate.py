@@ -95,7 +95,7 @@ def _draw(folder: Path, seed: int) -> None:
     phantom = draw_phantom(seed)
     target = folder / "phantoms" / str(seed)
     target.mkdir(parents=True, exist_ok=True)
-    with igzip.open(target / TRUTH_FILE, "wb", compresslevel=1) as file:
+    with igzip.open(target / TRUTH_FILE, "wb", compresslevel=1) as file:  # type: ignore[no-untyped-call]  # isal has no annotations
         np.lib.format.write_array(file, np.ascontiguousarray(phantom.labels), allow_pickle=False)
     # One study, one name: the service names its results by the file. Last, so that a file with its name is complete.
     part = target / ".part.nii.gz"
@@ -121,7 +121,7 @@ def _score(truth_folder: Path, result_folder: Path) -> tuple[dict[str, float], d
     """Dice of each label that the scan shows, and the lesions of each type."""
     overlaps: dict[str, float] = {}
     detections: dict[str, Detections] = {}
-    with igzip.open(truth_folder / TRUTH_FILE, "rb") as file:
+    with igzip.open(truth_folder / TRUTH_FILE, "rb") as file:  # type: ignore[no-untyped-call]  # isal has no annotations
         labels = np.lib.format.read_array(file, allow_pickle=False)
     for label in LABELS:
         truth = (labels & np.uint32(1 << label.channel)) != 0
