@@ -30,12 +30,14 @@ def masked_dice_bce(
     target: Tensor,
     supervised: Tensor,
     *,
+    label_weight: Tensor | None = None,
     rarity_exponent: float | Tensor = 0.0,
     half_cost_voxels: float | None = None,
 ) -> MaskedLoss:
     """Loss of logits (B,C,*grid) against occupancies in 0..1 of the same shape; `supervised` is bool (B,C).
 
     A pair that is not supervised contributes neither value nor gradient. With no supervised pair at all the loss is 0.
+    `label_weight` (C,) is the say of each label in the means over labels; None: all alike.
     In the cross-entropy a filled voxel of a label that fills the share f of its window weighs ((1 - f) / f) to the
     power `rarity_exponent`, one for all labels or (C,): 0 weighs all voxels alike, 1 gives both sides of a label the
     same say.
@@ -45,7 +47,8 @@ def masked_dice_bce(
     weight = supervised.to(logits.dtype)
     grid = tuple(range(2, logits.ndim))
     cross_entropy_BC = _weighted_cross_entropy(logits, target, rarity_exponent)
-    cross_entropy = _mean_over_labels((cross_entropy_BC * weight).sum(0), weight.sum(0))
+    say = torch.ones_like(weight[0]) if label_weight is None else label_weight
+    cross_entropy = _mean_over_labels((cross_entropy_BC * weight).sum(0), weight.sum(0), say)
 
     probability = torch.sigmoid(logits)
     overlap = ((probability * target).sum(dim=grid) * weight).sum(0)
@@ -53,7 +56,7 @@ def masked_dice_bce(
     present = (target.sum(dim=grid) * weight).sum(0)
     dice_C = 1.0 - (2.0 * overlap + SMOOTH) / (predicted + present + SMOOTH)
     has_voxels = (present > 0).to(logits.dtype)
-    dice = _mean_over_labels(dice_C * has_voxels, has_voxels)
+    dice = _mean_over_labels(dice_C * has_voxels, has_voxels, say)
     false_volume = torch.zeros_like(dice)
     if half_cost_voxels is not None:
         volume = probability.sum(dim=grid)
@@ -76,8 +79,8 @@ def _weighted_cross_entropy(logits: Tensor, target: Tensor, rarity_exponent: flo
     return (each * weight).sum(dim=grid) / weight.sum(dim=grid)
 
 
-def _mean_over_labels(total_C: Tensor, count_C: Tensor) -> Tensor:
-    """Mean within each label, then over the labels that have any; 0 when none has."""
-    present = (count_C > 0).to(total_C.dtype)
+def _mean_over_labels(total_C: Tensor, count_C: Tensor, say_C: Tensor) -> Tensor:
+    """Mean within each label, then the weighted mean over the labels that have any; 0 when none has."""
+    say = say_C * (count_C > 0)
     per_label = total_C / count_C.clamp(min=1.0)
-    return (per_label * present).sum() / present.sum().clamp(min=1.0)
+    return (per_label * say).sum() / say.sum().clamp(min=torch.finfo(say.dtype).tiny)

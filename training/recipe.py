@@ -23,7 +23,10 @@ class Recipe(BaseModel):
     controller learn at `head_learning_rate_factor` times the rate: one step of theirs moves all heads at once.
     `organ_rarity_exponent`, `lesion_rarity_exponent` (`losses.masked_dice_bce`) and the weight `deep_supervision`
     (`deep_supervision.py`) are scaffolds: they fall linearly to zero at the share `scaffold_share` of the steps.
-    `half_cost_voxels` is of the loss too. Of the windows a share `lesion_windows` lies around a lesion, a share
+    Over the first `classifier_warmup` steps the classifier of the deep supervision learns without moving the network,
+    so that it does not harm one that starts from a bundle.
+    `lesion_weight` is the say of a lesion in the loss's means, an organ's being 1; `half_cost_voxels` is of the loss
+    too. Of the windows a share `lesion_windows` lies around a lesion, a share
     `label_windows` around a voxel of any label, the rest anywhere in the patient. `start_logit_scale` is for a run that
     starts from a bundle (`warm_start.start_from_bundle`).
     """
@@ -47,6 +50,8 @@ class Recipe(BaseModel):
     lesion_rarity_exponent: float = Field(default=0.0, ge=0.0, le=1.0)
     deep_supervision: float = Field(default=0.0, ge=0.0)
     scaffold_share: float = Field(default=0.7, gt=0.0, le=1.0)
+    classifier_warmup: NonNegativeInt = 0
+    lesion_weight: PositiveFloat = 1.0
     half_cost_voxels: PositiveFloat | None = None
     lesion_windows: float = Field(default=0.4, ge=0.0, le=1.0)
     label_windows: float = Field(default=0.4, ge=0.0, le=1.0)

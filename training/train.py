@@ -81,6 +81,7 @@ def train(
     provenance = _provenance(recipe, start_from)
     is_organ = torch.tensor([label in ORGANS for label in LABELS], device=device)
     rarity = torch.where(is_organ, recipe.organ_rarity_exponent, recipe.lesion_rarity_exponent)
+    label_weight = torch.where(is_organ, 1.0, recipe.lesion_weight)
 
     with SummaryWriter(str(run.path / "tensorboard")) as writer, _progress_bar() as bar:
         task = bar.add_task("Training", total=recipe.steps, completed=first_step, loss=math.nan, dice=math.nan)
@@ -96,11 +97,15 @@ def train(
                 bottleneck, decoded = model.backbone(image)
                 features, pooled = model.read_out(bottleneck, decoded)
                 logits = apply_heads(features[:, :, planes], model.head_params(pooled))
-                class_logits = classifier(decoded[:, :, planes]) if recipe.deep_supervision > 0.0 else None
+                class_logits = None
+                if recipe.deep_supervision > 0.0:
+                    seen = decoded.detach() if step <= recipe.classifier_warmup else decoded
+                    class_logits = classifier(seen[:, :, planes])
             loss = masked_dice_bce(
                 logits.float(),
                 occupancy,
                 supervised,
+                label_weight=label_weight,
                 rarity_exponent=rarity * scaffold,
                 half_cost_voxels=recipe.half_cost_voxels,
             )

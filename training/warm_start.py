@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from training.networks.compact import ResidualBlock
 from training.networks.universal import EMBEDDING_CHANNELS, HEAD_SIZES, UniversalModel
 
 _GRAPH_PREFIX = "model."  # the exporter's name for the network, before its own parameter names
@@ -26,7 +27,8 @@ class WarmStartError(ValueError):
 def start_from_bundle(model: UniversalModel, bundle: Path, *, logit_scale: float = 1.0) -> None:
     """Gives the model the weights of a bundle of the same architecture; its logits come multiplied by `logit_scale`.
 
-    A scale below 1 moves no border at probability 0.5, and gives a network that is sure of its errors a gradient again.
+    Residual blocks that the bundle's network does not have yet start as the identity. A scale below 1 moves no border
+    at probability 0.5, and gives a network that is sure of its errors a gradient again.
     Raises WarmStartError, also for a bundle that cannot be read.
     """
     try:
@@ -103,6 +105,11 @@ def _fill(model: UniversalModel, named: dict[str, Tensor], bundle: str) -> None:
         elif name in named:
             given[name] = named[name].reshape(value.shape) if named[name].numel() == value.numel() else named[name]
     expected = {name for name in state if not name.startswith(("text_", "controller."))}
+    for block, module in modules.items():
+        of_block = {name for name in expected if name.startswith(f"{block}.")}
+        if isinstance(module, ResidualBlock) and not of_block & given.keys():
+            module.become_identity()
+            expected -= of_block
     missing = sorted(expected - given.keys())
     if missing:
         raise WarmStartError(f"{bundle} has no weights for {', '.join(missing[:5])}; is it of another architecture?")

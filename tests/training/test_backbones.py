@@ -193,10 +193,11 @@ def test_configuration_of_an_older_checkpoint_is_still_one() -> None:
 
 def test_names_of_compact_are_what_they_were() -> None:
     keys = tiny_model().state_dict().keys()
-    assert len(keys) == 97
+    assert len(keys) == 121
     assert {key.split(".")[0] for key in keys} == {
         "text_embedding", "backbone", "gap", "feature_head", "text_to_vision", "controller"
     }  # fmt: skip
     assert {key.split(".")[1] for key in keys if key.startswith("backbone.")} == {
-        "stem", "encoder0", "encoder1", "encoder2", "encoder3", "up2", "decoder2", "up1", "decoder1", "up0", "decoder0"
+        "stem", "encoder0", "encoder1", "encoder2", "encoder3", "up2", "decoder2", "up1", "decoder1", "refine1", "up0",
+        "decoder0",
     }  # fmt: skip

@@ -10,7 +10,7 @@ from training.losses import masked_dice_bce
 TWO_THIRDS = math.log(2.0)  # the logit of probability 2/3
 
 
-def loss_of(logits: list, target: list, supervised: list, **options: float):
+def loss_of(logits: list, target: list, supervised: list, **options: float | torch.Tensor):
     """Pairs [b][c] of two voxels each."""
     logits_BCX = torch.tensor(logits, dtype=torch.float64, requires_grad=True)[..., None, None]
     target_BCX = torch.tensor(target, dtype=torch.float64)[..., None, None]
@@ -103,6 +103,21 @@ def test_nothing_supervised_is_zero_and_differentiable() -> None:
     loss.total.backward()
     assert loss.total.item() == 0
     assert logits.grad.abs().max() == 0
+
+
+def test_a_label_of_weight_three_has_three_quarters_of_the_say() -> None:
+    """Label 0 costs nothing, label 1 has Dice loss 1 - 7/9 and cross-entropy log 3/2 (`test_two_voxels`)."""
+    logits, target = [[[40, -40], [TWO_THIRDS, -TWO_THIRDS]]], [[[1, 0], [1, 0]]]
+    loss = loss_of(logits, target, [[True, True]], label_weight=torch.tensor([1.0, 3.0]))
+    assert loss.dice.item() == pytest.approx(0.75 * (1 - 7 / 9))
+    assert loss.cross_entropy.item() == pytest.approx(0.75 * math.log(1.5))
+
+
+def test_the_weight_of_a_label_without_voxels_takes_no_say_from_the_others() -> None:
+    """Only label 0 has voxels, so its Dice is the mean whatever label 1 weighs."""
+    logits, target = [[[TWO_THIRDS, -TWO_THIRDS], [0, 0]]], [[[1, 0], [0, 0]]]
+    loss = loss_of(logits, target, [[True, True]], label_weight=torch.tensor([1.0, 9.0]))
+    assert loss.dice.item() == pytest.approx(1 - 7 / 9)
 
 
 def test_rare_voxels_weigh_more() -> None:

@@ -73,6 +73,19 @@ def test_the_final_weights_are_the_averaged_ones(finished: RunFolder) -> None:
     assert not torch.equal(final["state_dict"]["controller.bias"], last["state_dict"]["controller.bias"])
 
 
+def test_a_classifier_that_warms_up_does_not_move_the_network(tmp_path: Path) -> None:
+    def backbone_after_two_steps(name: str, **changes: Any) -> torch.Tensor:
+        recipe = tiny_recipe(steps=2, warmup_steps=0, ema_decay=0.0, gradient_clip=1e6, **changes)
+        weights = load_checkpoint(run_recipe(tmp_path / name, recipe).final).model.state_dict()
+        return weights["backbone.decoder0.0.weight"]
+
+    without = backbone_after_two_steps("without")
+    warming_up = backbone_after_two_steps("warming", deep_supervision=50.0, classifier_warmup=2)
+    supervised = backbone_after_two_steps("supervised", deep_supervision=50.0)
+    torch.testing.assert_close(warming_up, without, rtol=0, atol=1e-6)
+    assert (supervised - without).abs().max() > 1e-3
+
+
 def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(
     finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

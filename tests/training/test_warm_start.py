@@ -1,8 +1,10 @@
 """A network started from a bundle computes what the bundle's network did."""
 
 import copy
+import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from model_export.head import fold_head, write_head
 from model_export.onnx import export_backbone
 from tests.support.training import TINY_CONFIG, tiny_model, tiny_recipe, write_box_store
 from training.checkpoint import load_checkpoint
+from training.networks.compact import ResidualBlock
 from training.networks.universal import UniversalModel
 from training.text import random_text_embedding
 from training.train import RunFolder, train
@@ -86,6 +89,34 @@ def test_another_network_is_refused(bundle: Path) -> None:
     )
     with pytest.raises(WarmStartError, match="has no weights for backbone"):
         start_from_bundle(unet, bundle)
+
+
+@torch.no_grad()
+def test_residual_blocks_that_the_bundle_lacks_start_as_the_identity(
+    source: UniversalModel, bundle: Path, window: torch.Tensor
+) -> None:
+    deeper = fresh()
+    channels = TINY_CONFIG.channels
+    assert channels is not None
+    deeper.backbone.encoder2 = torch.nn.Sequential(*deeper.backbone.encoder2, ResidualBlock(channels[2])).eval()
+    unchanged = deeper.backbone.encoder2[2].first[0].weight.clone()
+    start_from_bundle(deeper, bundle)
+    torch.testing.assert_close(deeper(window), source(window), atol=2e-4, rtol=1e-4)
+    assert torch.equal(deeper.backbone.encoder2[2].first[0].weight, unchanged)  # random, so that it can learn
+
+
+def test_a_block_of_which_the_bundle_has_a_part_is_not_the_identity(bundle: Path) -> None:
+    graph = onnx.load(bundle / "backbone.onnx")
+    renamed = next(t for t in graph.graph.initializer if "encoder1.1.first.0.weight" in t.name)
+    partial = bundle.parent / "partial-1.0.0"
+    partial.mkdir(exist_ok=True)
+    for node in graph.graph.node:
+        node.input[:] = ["elsewhere" if name == renamed.name else name for name in node.input]
+    renamed.name = "elsewhere"
+    onnx.save(graph, partial / "backbone.onnx")
+    shutil.copy(bundle / "head.safetensors", partial)
+    with pytest.raises(WarmStartError, match=r"has no weights for backbone\.encoder1\.1\.first\.0\.weight"):
+        start_from_bundle(fresh(), partial)
 
 
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The `compact` backbone: a residual U-Net made for CPUs, at most 4 M parameters.
 
-It works at half resolution from the first layer on: a stem of stride 2, features of stride 2. Batch norm, because
-it folds into the convolutions at export and keeps absolute HU, which instance norm would wash out.
+It works at half resolution from the first layer on: a stem of stride 2, features of stride 2. Most of its depth lies
+at stride 4 (8 mm), the scale of lesions and of small organs. Batch norm, because it folds into the convolutions at
+export and keeps absolute HU, which instance norm would wash out.
 """
 
 import torch
@@ -44,6 +45,11 @@ class ResidualBlock(nn.Module):
         """Same shape in and out."""
         return torch.relu(features + self.second(self.first(features)))
 
+    def become_identity(self) -> None:
+        """Gives every feature back as it came, if none is negative; the block can learn from there."""
+        nn.init.zeros_(self.second[1].weight)
+        nn.init.zeros_(self.second[1].bias)
+
 
 class Down(nn.Sequential):
     """Halves the grid: 2x2x2 convolution of stride 2, batch norm, ReLU."""
@@ -71,13 +77,14 @@ class Compact(nn.Module):
         self.bottleneck_channels, self.decoder_channels = c3, c0
         self.stem = nn.Sequential(VoiWindows(), Down(3, c0))
         self.encoder0 = ConvNormAct(c0)
-        self.encoder1 = nn.Sequential(Down(c0, c1), ResidualBlock(c1))
+        self.encoder1 = nn.Sequential(Down(c0, c1), ResidualBlock(c1), ResidualBlock(c1))
         self.encoder2 = nn.Sequential(Down(c1, c2), ResidualBlock(c2))
         self.encoder3 = nn.Sequential(Down(c2, c3), ConvNormAct(c3))
         self.up2 = nn.ConvTranspose3d(c3, c2, 2, stride=2)
         self.decoder2 = ConvNormAct(c2)
         self.up1 = nn.ConvTranspose3d(c2, c1, 2, stride=2)
         self.decoder1 = ConvNormAct(c1)
+        self.refine1 = ResidualBlock(c1)
         self.up0 = nn.ConvTranspose3d(c1, c0, 2, stride=2)
         self.decoder0 = ConvNormAct(c0)
 
@@ -88,6 +95,6 @@ class Compact(nn.Module):
         skip2 = self.encoder2(skip1)
         bottleneck = self.encoder3(skip2)
         decoded = self.decoder2(skip2 + self.up2(bottleneck))
-        decoded = self.decoder1(skip1 + self.up1(decoded))
+        decoded = self.refine1(self.decoder1(skip1 + self.up1(decoded)))
         decoded = self.decoder0(skip0 + self.up0(decoded))
         return bottleneck, decoded
