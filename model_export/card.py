@@ -7,7 +7,7 @@ from string import Template
 
 from model_export.manifest import JsonObject, exported_parameters
 from model_export.parity import EngineParity
-from training.checkpoint import Checkpoint
+from training.checkpoint import NOT_CALIBRATED, Calibration, Checkpoint
 from training.labels import BY_NAME
 
 INTENDED_USE = "Research only. Not a medical device: not for diagnosis, treatment or any other clinical decision."
@@ -20,9 +20,9 @@ _PHANTOM_LIMITS = """\
 - Real anatomy, disease, contrast timing and artefacts differ from the phantoms: on real CT expect missed organs, false
   lesions and rough borders. Do not report figures of this bundle as those of the Universal Model."""
 _CALIBRATED = """\
-- Thresholds were chosen on other cases of the same kind: best Dice for organs; for lesions, most found at a fixed
-  number of false ones. Lesions below {least:g} ml are dropped. The other post-processing rules come from the reference
-  implementation. Probabilities are not calibrated."""
+- Chosen on other cases of the same kind: the threshold of an organ by best Dice; how certain the network must be
+  somewhere in a lesion, so that most are found at a fixed number of false ones. Lesions below {least:g} ml are dropped.
+  The other post-processing rules come from the reference implementation. Probabilities are not calibrated."""
 _NOT_CALIBRATED = """\
 - Thresholds and post-processing rules come from the reference implementation; they were not tuned for this model."""
 _OTHER_NOTE = "The exporter knows no more about the data than the line above, which comes from the checkpoint."
@@ -79,9 +79,15 @@ def render_card(checkpoint: Checkpoint, facts: CardFacts) -> str:
         evaluation=(facts.evaluation or NOT_EVALUATED).strip(),
         parity=_parity_table(facts.parities),
         limits=_PHANTOM_LIMITS if phantoms else _OTHER_LIMITS,
-        thresholds=(_CALIBRATED.format(least=checkpoint.least_lesion_ml) if checkpoint.thresholds else _NOT_CALIBRATED),
+        thresholds=_calibration_note(checkpoint.calibration),
         licence=facts.licence,
     )
+
+
+def _calibration_note(calibration: Calibration) -> str:
+    if calibration == NOT_CALIBRATED:
+        return _NOT_CALIBRATED
+    return _CALIBRATED.format(least=calibration.least_lesion_ml)
 
 
 def _interval(ends: tuple[float, float]) -> str:

@@ -17,8 +17,8 @@ from jsonschema import Draft202012Validator
 
 from model_export.errors import ManifestInvalid
 from model_export.parity import EngineParity
-from model_export.rules import THRESHOLD, companions, rules_by_name
-from training.checkpoint import Checkpoint
+from model_export.rules import companions, rules_by_name
+from training.checkpoint import NOT_CALIBRATED, Calibration, Checkpoint
 from training.labels import BY_NAME, Code
 from training.networks.universal import EMBEDDING_CHANNELS, FEATURE_CHANNELS, UniversalModel, count_parameters
 
@@ -60,9 +60,7 @@ def file_entry(path: Path) -> JsonObject:
     return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
 
 
-def label_entry(
-    name: str, names: Collection[str], threshold: float = THRESHOLD, least_lesion_ml: float = 0.0
-) -> JsonObject:
+def label_entry(name: str, names: Collection[str], calibration: Calibration = NOT_CALIBRATED) -> JsonObject:
     """A label with its codes, threshold and rules, in a bundle of the labels `names`. KeyError for an unknown name."""
     label = BY_NAME[name]
     return {
@@ -76,10 +74,10 @@ def label_entry(
         "type": _code(label.type),
         "laterality": _code(label.laterality),
         "anatomic_region": _code(label.anatomic_region),
-        "threshold": threshold,
+        "threshold": calibration.threshold(name),
         "postprocessing": {
             rule_set: [asdict(rule) for rule in rules if companions(rule) <= set(names)]
-            for rule_set, rules in rules_by_name(label, least_lesion_ml).items()
+            for rule_set, rules in rules_by_name(label, calibration).items()
         },
     }
 
@@ -139,12 +137,7 @@ def build_manifest(
         "licence": licence,
         "files": files,
         "labels": [
-            label_entry(
-                label_name,
-                checkpoint.label_names,
-                checkpoint.thresholds.get(label_name, THRESHOLD),
-                checkpoint.least_lesion_ml,
-            )
+            label_entry(label_name, checkpoint.label_names, checkpoint.calibration)
             for label_name in checkpoint.label_names
         ],
         "preprocessing": {

@@ -1,8 +1,9 @@
-"""The threshold of each label, chosen on whole phantoms that were not trained on. No weights are changed here.
+"""How probabilities become masks, chosen on whole phantoms that were not trained on. No weights are changed here.
 
 Training sees windows around small labels more often than a scan has them, so 0.5 is not the best place to cut. An organ
-is cut where its Dice is best. Lesions are cut where, over all types together, most of them are found at no more than
-`FALSE_POSITIVES_PER_SCAN`: what a threshold costs one type in false lesions, another type may use better.
+is cut where its Dice is best. A lesion is cut at 0.5, so that its size does not depend on how strict one is, and counts
+if the network is certain enough somewhere in it: each type has the peak at which, over all types together, most lesions
+are found at no more than `FALSE_POSITIVES_PER_SCAN`. What a type costs in false lesions, another may use better.
 """
 
 import math
@@ -19,6 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from training.augment import plain_sample
+from training.checkpoint import Calibration
 from training.detection import bounding_box, count_detections
 from training.labels import BY_NAME, LABELS, LESIONS, ORGANS, Label
 from training.networks.universal import UniversalModel
@@ -29,7 +31,7 @@ BINS = 100
 LOWEST, HIGHEST = 0.2, 0.8  # an organ that wants more than this needs training, not another threshold
 UNDECIDED = 0.5
 
-LESION_THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+LESION_PEAKS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 FALSE_POSITIVES_PER_SCAN = 0.8  # some room: new scans show a little more of them than those chosen on
 LEAST_LESION_ML = 0.5  # a ball of 10 mm, the smallest that is measurable (RECIST 1.1)
 
@@ -48,16 +50,19 @@ class WholeCase:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Lesions of one type over all cases at one threshold."""
+    """Lesions of one type over all cases, when only those count whose probability lies above `peak` somewhere."""
 
-    threshold: float
+    peak: float
     lesions: int
     found: int
     false_positives: int
 
 
-def calibrate(model: UniversalModel, store: Path, seeds: range, device: torch.device) -> dict[str, float]:
-    """Threshold of each label by name, from the cases of `seeds`; 0.5 for a label that none of them has."""
+def calibrate(model: UniversalModel, store: Path, seeds: range, device: torch.device) -> Calibration:
+    """Threshold of each organ and peak of each lesion type, from the cases of `seeds`.
+
+    0.5 for what none of them has. Lesions end where the probability is 0.5.
+    """
     model.eval()
     filled, seen = (torch.zeros(len(LABELS), BINS, dtype=torch.float64) for _ in range(2))
     points: dict[str, list[list[OperatingPoint]]] = {lesion.name: [] for lesion in LESIONS}
@@ -70,9 +75,12 @@ def calibrate(model: UniversalModel, store: Path, seeds: range, device: torch.de
             if case.supervised[lesion.channel]:
                 points[lesion.name].append(operating_points(case, lesion))
     best = best_thresholds(filled, seen)
-    chosen = {organ.name: round(float(best[organ.channel]), 2) for organ in ORGANS}
     summed = {name: _sum_over_cases(cases) for name, cases in points.items() if cases}
-    return chosen | choose_operating_points(summed, FALSE_POSITIVES_PER_SCAN * len(seeds))
+    return Calibration(
+        thresholds={organ.name: round(float(best[organ.channel]), 2) for organ in ORGANS},
+        lesion_peaks=choose_operating_points(summed, FALSE_POSITIVES_PER_SCAN * len(seeds)),
+        least_lesion_ml=LEAST_LESION_ML,
+    )
 
 
 @torch.no_grad()
@@ -121,7 +129,7 @@ def best_thresholds(filled: Tensor, seen: Tensor) -> Tensor:
 
 
 def operating_points(case: WholeCase, lesion: Label) -> list[OperatingPoint]:
-    """Lesions of one type in one case at each of `LESION_THRESHOLDS`.
+    """Lesions of one type in one case at each of `LESION_PEAKS`.
 
     As in the bundle's post-processing, a lesion counts only inside its hosts and from `LEAST_LESION_ML` on.
     """
@@ -129,22 +137,24 @@ def operating_points(case: WholeCase, lesion: Label) -> list[OperatingPoint]:
     hosts = [BY_NAME[name].channel for name in lesion.hosts]
     inside = ndimage.binary_dilation((case.probability[hosts] > UNDECIDED).any(axis=0))
     probability = np.where(inside, case.probability[lesion.channel], np.float16(0.0))
-    box = bounding_box((probability >= LESION_THRESHOLDS[0]) | truth)
+    box = bounding_box((probability > UNDECIDED) | truth)
     if not truth[box].size:
-        return [OperatingPoint(threshold, 0, 0, 0) for threshold in LESION_THRESHOLDS]
-    probability, truth = probability[box], truth[box]
+        return [OperatingPoint(peak, 0, 0, 0) for peak in LESION_PEAKS]
+    probability, truth = probability[box].astype(np.float32), truth[box]
     least = math.ceil(LEAST_LESION_ML / case.voxel_ml)
+    above = (probability > UNDECIDED).view(np.uint8)  # on bool arrays cc3d 4.1 can fail
+    components = cc3d.connected_components(cc3d.dust(above, threshold=least, connectivity=26), connectivity=26)
+    peaks = np.zeros(int(components.max()) + 1)
+    np.maximum.at(peaks, components[components > 0], probability[components > 0])
     points = []
-    for threshold in LESION_THRESHOLDS:
-        above = (probability >= threshold).view(np.uint8)  # on bool arrays cc3d 4.1 can fail
-        predicted = cc3d.dust(above, threshold=least, connectivity=26).astype(np.bool_)
-        found = count_detections(predicted, truth, least)
-        points.append(OperatingPoint(threshold, found.lesions, found.found, found.false_positives))
+    for peak in LESION_PEAKS:
+        found = count_detections((peaks > peak)[components], truth, least)
+        points.append(OperatingPoint(peak, found.lesions, found.found, found.false_positives))
     return points
 
 
 def choose_operating_points(points: dict[str, list[OperatingPoint]], false_positives: float) -> dict[str, float]:
-    """Threshold per lesion type that finds most lesions of all types with at most `false_positives` altogether.
+    """Peak per lesion type that finds most lesions of all types with at most `false_positives` altogether.
 
     Each type in turn moves to the point that gains most lesions per false positive, while the sum allows it. A type
     without lesions has 0.5.
@@ -160,26 +170,26 @@ def choose_operating_points(points: dict[str, list[OperatingPoint]], false_posit
             and spent + (cost := point.false_positives - now.false_positives) <= false_positives
         ]
         if not moves:
-            chosen = {name: point.threshold for name, point in at.items()}
+            chosen = {name: point.peak for name, point in at.items()}
             return dict.fromkeys(points, UNDECIDED) | chosen
         _, cost, name, point = max(moves, key=lambda move: move[:3])
         at[name], spent = point, spent - cost
 
 
 def _most_careful(curve: list[OperatingPoint]) -> OperatingPoint:
-    """The point with the fewest false positives; of several the one that finds most, then the lowest threshold."""
-    return min(curve, key=lambda point: (point.false_positives, -point.found, point.threshold))
+    """The point with the fewest false positives; of several the one that finds most, then the lowest peak."""
+    return min(curve, key=lambda point: (point.false_positives, -point.found, point.peak))
 
 
 def _sum_over_cases(cases: list[list[OperatingPoint]]) -> list[OperatingPoint]:
     return [
         OperatingPoint(
-            threshold,
+            peak,
             sum(curve[i].lesions for curve in cases),
             sum(curve[i].found for curve in cases),
             sum(curve[i].false_positives for curve in cases),
         )
-        for i, threshold in enumerate(LESION_THRESHOLDS)
+        for i, peak in enumerate(LESION_PEAKS)
     ]
 
 

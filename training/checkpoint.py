@@ -15,7 +15,7 @@ from training.networks.universal import UniversalModel
 from training.text import TextProvenance
 
 FORMAT = 1
-_KEYS = {"config", "state_dict", "label_names", "text", "training", "thresholds", "least_lesion_ml", "resume"}
+_KEYS = {"config", "state_dict", "label_names", "text", "training", "calibration", "resume"}
 
 
 class CheckpointError(ValueError):
@@ -23,12 +23,28 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A trained model in eval mode. `training` is JSON-ready provenance; `sha256` is of the file.
+class Calibration:
+    """How probabilities become masks, chosen on cases that were not trained on (`calibrate`).
 
-    `thresholds` are on the probability, by label; a label without one has 0.5. `least_lesion_ml` is the smallest lesion
-    that they were chosen for; 0 for a checkpoint that was not calibrated.
+    `thresholds` by label: a mask is where the probability lies above. `lesion_peaks` by lesion type: a lesion counts if
+    its probability lies above that somewhere. `least_lesion_ml`: the smallest lesion that counts.
     """
+
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    lesion_peaks: Mapping[str, float] = field(default_factory=dict)
+    least_lesion_ml: float = 0.0
+
+    def threshold(self, label: str) -> float:
+        """The threshold of a label; 0.5, as in the reference, if none was chosen."""
+        return self.thresholds.get(label, 0.5)
+
+
+NOT_CALIBRATED = Calibration()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model in eval mode. `training` is JSON-ready provenance; `sha256` is of the file."""
 
     model: UniversalModel
     config: ModelConfig
@@ -36,8 +52,7 @@ class Checkpoint:
     text: TextProvenance
     training: dict[str, Any]
     sha256: str
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    least_lesion_ml: float = 0.0
+    calibration: Calibration = NOT_CALIBRATED
 
 
 def save_checkpoint(
@@ -47,8 +62,7 @@ def save_checkpoint(
     label_names: tuple[str, ...],
     text: TextProvenance,
     training: dict[str, Any],
-    thresholds: Mapping[str, float] | None = None,
-    least_lesion_ml: float = 0.0,
+    calibration: Calibration = NOT_CALIBRATED,
     resume: dict[str, Any] | None = None,
 ) -> None:
     """Writes one checkpoint atomically. `resume` holds optimiser, scheduler and step, when training may go on."""
@@ -61,8 +75,7 @@ def save_checkpoint(
         "label_names": list(label_names),
         "text": asdict(text),
         "training": training,
-        "thresholds": dict(thresholds or {}),
-        "least_lesion_ml": least_lesion_ml,
+        "calibration": asdict(calibration),
         "resume": resume,
     }
     with part.open("wb") as file:
@@ -102,6 +115,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
         text=TextProvenance(**content["text"]),
         training=content["training"],
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        thresholds=content["thresholds"],
-        least_lesion_ml=content["least_lesion_ml"],
+        calibration=Calibration(**content["calibration"]),
     )

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-from training.calibrate import LEAST_LESION_ML, calibrate
-from training.checkpoint import read_content, save_checkpoint
+from training.calibrate import calibrate
+from training.checkpoint import NOT_CALIBRATED, read_content, save_checkpoint
 from training.deep_supervision import VoxelClassifier, marginal_cross_entropy, most_specific_class
 from training.labels import LABELS, ORGANS
 from training.losses import masked_dice_bce
@@ -142,11 +142,10 @@ def train(
                 save_checkpoint(run.last, model, label_names=LABEL_NAMES, text=text, training=provenance, resume=state)
     build_phantom_store(run.store, recipe.calibration_seeds, recipe.model.spacing_mm[0], processes=2)
     final = _averaged(average)
-    calibrated: dict[str, Any] = {}
+    calibration = NOT_CALIBRATED
     if recipe.calibration_phantoms:
-        thresholds = calibrate(final, run.store, recipe.calibration_seeds, device)
-        calibrated = {"thresholds": thresholds, "least_lesion_ml": LEAST_LESION_ML}
-    save_checkpoint(run.final, final, label_names=LABEL_NAMES, text=text, training=provenance, **calibrated)
+        calibration = calibrate(final, run.store, recipe.calibration_seeds, device)
+    save_checkpoint(run.final, final, label_names=LABEL_NAMES, text=text, training=provenance, calibration=calibration)
     return run.final
 
 

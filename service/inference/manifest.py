@@ -83,6 +83,13 @@ class MinVolume(_Part):
     ml: Annotated[float, Field(gt=0.0)]
 
 
+class MinPeak(_Part):
+    """Drop the 26-connected components whose probability is nowhere above `probability`."""
+
+    rule: Literal["min_peak"] = "min_peak"
+    probability: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
 class MaxComponents(_Part):
     """Keep at most `count` 26-connected components, the largest ones."""
 
@@ -110,7 +117,7 @@ class CutBelow(_Part):
 
 
 Rule = Annotated[
-    KeepLargest | WithinHosts | MinVolume | MaxComponents | SideOfPair | CutBelow, Field(discriminator="rule")
+    KeepLargest | WithinHosts | MinVolume | MinPeak | MaxComponents | SideOfPair | CutBelow, Field(discriminator="rule")
 ]
 
 

@@ -18,6 +18,7 @@ from service.inference.manifest import (
     KeepLargest,
     Label,
     MaxComponents,
+    MinPeak,
     MinVolume,
     Rule,
     SideOfPair,
@@ -25,6 +26,7 @@ from service.inference.manifest import (
 )
 
 Mask = NDArray[np.bool_]
+Float32 = NDArray[np.float32]
 Radius = tuple[int, int, int]  # voxels along x, y, z
 
 
@@ -53,14 +55,25 @@ class Companions:
 
 
 def apply_rules(
-    mask: BoxedMask | None, label: Label, rules: Iterable[Rule], grid: Geometry, companions: Companions
+    mask: BoxedMask | None,
+    label: Label,
+    rules: Iterable[Rule],
+    grid: Geometry,
+    companions: Companions,
+    probability: Callable[[BoxedMask], Float32],
 ) -> BoxedMask | None:
-    """The mask after the label's rules, in their order."""
+    """The mask after the label's rules, in their order.
+
+    `probability` gives the label's own, 0 to 1, in the box of a mask.
+    """
     for rule in rules:
-        if isinstance(rule, SideOfPair):
-            mask = side_of_pair(mask, companions.predicted(rule.partner), rule.side)
-        elif mask is not None:
-            mask = BoxedMask.trimmed(mask.box, _apply(rule, mask, label, grid, companions))
+        match rule:
+            case SideOfPair(partner=partner, side=side):
+                mask = side_of_pair(mask, companions.predicted(partner), side)
+            case MinPeak(probability=least) if mask is not None:
+                mask = BoxedMask.trimmed(mask.box, components_with_peak(mask.inside, probability(mask), least))
+            case _ if mask is not None:
+                mask = BoxedMask.trimmed(mask.box, _apply(rule, mask, label, grid, companions))
     return mask
 
 
@@ -145,6 +158,13 @@ def components_of_at_least(mask: Mask, voxels: float) -> Mask:
     components, sizes = _components(mask)
     # A component of exactly the volume stays, whatever the last bit of the division says.
     return _members(components, np.flatnonzero(sizes >= voxels * (1.0 - 1e-6)), len(sizes))
+
+
+def components_with_peak(mask: Mask, probability: Float32, least: float) -> Mask:
+    """The 26-connected components with a voxel of probability above `least`; `probability` has the mask's shape."""
+    components, sizes = _components(mask)
+    peaked = np.unique(components[mask & (probability > np.float32(least))])
+    return _members(components, peaked.astype(np.intp) - 1, len(sizes))
 
 
 def host_region(

@@ -71,7 +71,8 @@ def restore_masks(
         region = _above_threshold(logits, channel, label.threshold)
         predicted = None if region is None else region.mask(label.threshold)
         rules = label.postprocessing.chosen(postprocessing)
-        mask = apply_rules(predicted, label, rules, logits.grid.geometry, companions)
+        probability = partial(_probability_in, logits, channel, region)
+        mask = apply_rules(predicted, label, rules, logits.grid.geometry, companions, probability)
         if label.name in needed:
             finished[label.name] = mask
         if mask is not None and label in labels:
@@ -85,8 +86,8 @@ def restore_masks(
             if box is not None:
                 box = _without_fragments(seen, bit, box, _least_ml(rules) * _FRAGMENT_SHARE / onto.voxel_volume_ml)
             if label.kind.is_lesion and box is not None:
-                probability = to_ras.source_array(back.probability(region, box))
-                probabilities[label.name] = LesionProbability(to_ras.source_box(box, onto.shape), probability)
+                on_source = to_ras.source_array(back.probability(region, box))
+                probabilities[label.name] = LesionProbability(to_ras.source_box(box, onto.shape), on_source)
         progress(Stage.POSTPROCESSING, done / len(channels))
     return Masks(tuple(labels), packed, onto, probabilities)
 
@@ -174,6 +175,12 @@ def _around(logits: Logits, channel: int, region: _Region | None, mask: BoxedMas
         return region
     i, j, k = (slice(side.start // logits.stride, -(-side.stop // logits.stride)) for side in mask.box)
     return _upsampled(logits, channel, (i, j, k))
+
+
+def _probability_in(logits: Logits, channel: int, region: _Region | None, mask: BoxedMask) -> Float32:
+    """Probability, 0 to 1, of a channel in the box of a mask."""
+    around = _around(logits, channel, region, mask)
+    return around.probability[relative(mask.box, around.box)]
 
 
 def _upsampled(logits: Logits, channel: int, above: Box) -> _Region:

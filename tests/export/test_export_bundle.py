@@ -14,7 +14,7 @@ import torch
 
 from model_export.bundle import BundleTexts, bundle_bytes, creation_time, read_checkpoint, write_bundle
 from model_export.errors import BundleExists, CheckpointRefused, ExportError, ParityError
-from training.checkpoint import Checkpoint
+from training.checkpoint import Calibration, Checkpoint
 from training.labels import LABELS
 from training.networks.universal import UniversalModel
 
@@ -177,11 +177,14 @@ def test_creation_time_follows_source_date_epoch() -> None:
 
 
 def test_calibration_of_a_checkpoint_reaches_manifest_and_card(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    calibrated = replace(checkpoint, thresholds={"liver_tumor": 0.85}, least_lesion_ml=0.5)
+    calibration = Calibration(thresholds={"liver": 0.35}, lesion_peaks={"liver_tumor": 0.85}, least_lesion_ml=0.5)
+    calibrated = replace(checkpoint, calibration=calibration)
     bundle = write_bundle(calibrated, tmp_path, name="viscera-small", version="1.2.3")
     labels = {label["name"]: label for label in json.loads((bundle / "manifest.json").read_text())["labels"]}
-    assert labels["liver_tumor"]["threshold"] == 0.85
-    assert labels["spleen"]["threshold"] == 0.5
+    assert labels["liver"]["threshold"] == 0.35
+    assert labels["spleen"]["threshold"] == labels["liver_tumor"]["threshold"] == 0.5
+    assert {"rule": "min_peak", "probability": 0.85} in labels["liver_tumor"]["postprocessing"]["viscera"]
+    assert "min_peak" not in {rule["rule"] for rule in labels["kidney_cyst"]["postprocessing"]["viscera"]}
     for name in ("liver_tumor", "kidney_cyst"):
         assert {"rule": "min_volume", "ml": 0.5} in labels[name]["postprocessing"]["viscera"]
     card = (bundle / "MODEL_CARD.md").read_text()

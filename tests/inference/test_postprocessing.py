@@ -14,6 +14,7 @@ from service.inference.manifest import (
     Label,
     LabelKind,
     MaxComponents,
+    MinPeak,
     MinVolume,
     RuleSets,
     SideOfPair,
@@ -50,7 +51,11 @@ def lesion(*rules: object) -> Label:
 def ruled(mask: BoxedMask | None, label: Label, **companions: BoxedMask | None) -> BoxedMask | None:
     """The mask after all rules of the label; a companion's mask counts as predicted and as finished."""
     others = Companions(companions.__getitem__, companions)
-    return apply_rules(mask, label, label.postprocessing.viscera, GRID_2MM, others)
+    return apply_rules(mask, label, label.postprocessing.viscera, GRID_2MM, others, certain)
+
+
+def certain(mask: BoxedMask) -> NDArray[np.float32]:
+    return np.ones(mask.inside.shape, np.float32)
 
 
 def boxed(mask: Mask) -> BoxedMask:
@@ -160,6 +165,30 @@ def test_rules_run_in_their_order_and_in_millimetres() -> None:
 
     # The other way round the largest component is the one outside the host, and nothing is left of it.
     assert ruled(boxed(tumor), lesion(KeepLargest(), *rules), liver=boxed(liver)) is None
+
+
+def test_a_component_without_a_certain_voxel_is_dropped_and_one_with_it_stays_whole() -> None:
+    """Along x: three voxels at 0.6, 0.9, 0.6; three at 0.6; a certain one beside a mask that does not hold it."""
+    mask = np.zeros(GRID_2MM.shape, np.bool_)
+    mask[2:5, 3, 3] = mask[8:11, 3, 3] = mask[14:16, 3, 3] = True
+    probability = np.where(mask, np.float32(0.6), np.float32(0.0))
+    probability[3, 3, 3] = probability[16, 3, 3] = 0.9
+    label = lesion(MinPeak(probability=0.8))
+    result = apply_rules(
+        boxed(mask), label, label.postprocessing.viscera, GRID_2MM, Companions({}.__getitem__, {}),
+        lambda of: probability[of.box],
+    )  # fmt: skip
+    expected = np.zeros(GRID_2MM.shape, np.bool_)
+    expected[2:5, 3, 3] = True
+    np.testing.assert_array_equal(unboxed(result), expected)
+    exactly = lesion(MinPeak(probability=0.9))
+    assert (
+        apply_rules(
+            boxed(mask), exactly, exactly.postprocessing.viscera, GRID_2MM, Companions({}.__getitem__, {}),
+            lambda of: probability[of.box],
+        )
+        is None
+    )  # fmt: skip
 
 
 def test_without_a_host_nothing_is_left() -> None:

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from service.imaging.geometry import Geometry
 from service.imaging.volume import SourceFormat, Volume
 from service.inference.grid import cropped, full_box, whole_grid
-from service.inference.manifest import Interpolation
+from service.inference.manifest import Interpolation, MinPeak, RuleSets
 from service.inference.masks import Masks
 from service.inference.model import Model
 from service.inference.preprocessing import preprocess
@@ -214,6 +214,36 @@ def test_a_tumour_without_its_host_is_removed(tiny_model: Model) -> None:
     assert masks.mask("liver").any()
     assert not masks.mask("liver_tumor").any()
     assert masks.lesion_probability == {}
+
+
+@pytest.mark.parametrize("interpolation", [LINEAR, NEAREST])
+def test_of_two_spheres_the_certain_one_stays_with_its_whole_extent(
+    tiny_model: Model, interpolation: Interpolation
+) -> None:
+    """Two of radius 9 mm; the logits of one rise to 3 inside, of the other to 1.5. Asked for is 0.9, a logit of 2.2."""
+    geometry = GRIDS["LPS"]
+    organ = sphere_logits(tiny_model, geometry, 2, 24.0)
+    grid = organ.grid.geometry
+    centers = np.stack(np.meshgrid(*(2 * np.arange(n) + 0.5 for n in organ.values.shape[1:]), indexing="ij"), axis=-1)
+    at_mm = grid.to_ras_mm(centers) - geometry.to_ras_mm((np.array(geometry.shape) - 1) / 2)
+    doubtful, sure = (
+        np.clip(9.0 - np.linalg.norm(at_mm - np.array([x, 0, 0]), axis=-1), -5.0, highest)
+        for x, highest in ((-18.0, 1.5), (18.0, 3.0))
+    )
+    values = np.maximum(doubtful, sure)[None].astype(np.float32)
+    lenient, strict = (
+        organ.labels[0].model_copy(update={"postprocessing": RuleSets(viscera=rules)})
+        for rules in ((), (MinPeak(probability=0.9),))
+    )
+    both, one = (
+        restore_masks(
+            replace(organ, values=values, labels=(label,)), [label], onto=geometry, mask_interpolation=interpolation
+        ).mask(label.name)
+        for label in (lenient, strict)
+    )
+    assert both[distance_mm(geometry, (-18.0, 0.0, 0.0)) < 7].all()
+    assert dice(one, distance_mm(geometry, (18.0, 0.0, 0.0)) < 9) > 0.9
+    assert not one[distance_mm(geometry, (-18.0, 0.0, 0.0)) < 9].any()
 
 
 def test_fragments_beside_a_lesion_are_dropped() -> None:

@@ -11,7 +11,7 @@ from training.augment import plain_sample
 from training.calibrate import (
     BINS,
     LEAST_LESION_ML,
-    LESION_THRESHOLDS,
+    LESION_PEAKS,
     OperatingPoint,
     WholeCase,
     best_thresholds,
@@ -20,7 +20,7 @@ from training.calibrate import (
     operating_points,
     see_whole_case,
 )
-from training.labels import BY_NAME, LABELS
+from training.labels import BY_NAME, LABELS, LESIONS, ORGANS
 from training.networks.universal import UniversalModel
 from training.text import random_text_embedding
 
@@ -50,7 +50,7 @@ def test_no_cut_beyond_the_bounds() -> None:
     assert best_thresholds(*counts(at_85=(0, 500), at_99=(50, 50))).item() == pytest.approx(0.5)
 
 
-def test_a_label_that_no_case_has_is_cut_at_a_half() -> None:
+def test_a_label_that_no_case_has_has_a_peak_of_a_half() -> None:
     assert best_thresholds(*counts(at_90=(0, 50))).item() == 0.5
 
 
@@ -94,17 +94,26 @@ def lesion_case() -> WholeCase:
     return WholeCase(probability, occupancy, np.ones(32, bool), 0.064)
 
 
-def test_lesions_at_each_threshold_by_hand() -> None:
-    points = {point.threshold: point for point in operating_points(lesion_case(), BY_NAME["liver_tumor"])}
-    assert tuple(points) == LESION_THRESHOLDS
+def test_lesions_at_each_peak_by_hand() -> None:
+    points = {point.peak: point for point in operating_points(lesion_case(), BY_NAME["liver_tumor"])}
+    assert tuple(points) == LESION_PEAKS
     assert points[0.5] == OperatingPoint(0.5, lesions=1, found=1, false_positives=1)
     assert points[0.7] == OperatingPoint(0.7, lesions=1, found=1, false_positives=0)
     assert points[0.8] == OperatingPoint(0.8, lesions=1, found=0, false_positives=0)
     assert LEAST_LESION_ML == 0.5
 
 
+def test_a_lesion_with_a_certain_core_is_found_in_its_whole_extent() -> None:
+    """One voxel at 0.96 among 27 at 0.75: at a peak of 0.95 all of them still count."""
+    case = lesion_case()
+    case.probability[BY_NAME["liver_tumor"].channel, 3, 3, 3] = 0.96
+    points = {point.peak: point for point in operating_points(case, BY_NAME["liver_tumor"])}
+    assert points[0.95] == OperatingPoint(0.95, lesions=1, found=1, false_positives=0)
+    assert points[0.97] == OperatingPoint(0.97, lesions=1, found=0, false_positives=0)
+
+
 def curve(*points: tuple[float, int, int], lesions: int = 10) -> list[OperatingPoint]:
-    return [OperatingPoint(threshold, lesions, found, false) for threshold, found, false in points]
+    return [OperatingPoint(peak, lesions, found, false) for peak, found, false in points]
 
 
 def test_false_positives_are_spent_where_they_find_most() -> None:
@@ -120,7 +129,7 @@ def test_false_positives_are_spent_where_they_find_most() -> None:
     assert choose_operating_points(curves, 0) == {"a": 0.9, "b": 0.9}
 
 
-def test_a_lesion_type_that_no_case_has_is_cut_at_a_half() -> None:
+def test_a_lesion_type_that_no_case_has_has_a_peak_of_a_half() -> None:
     assert choose_operating_points({"a": curve((0.3, 0, 9), (0.9, 0, 0), lesions=0)}, 5) == {"a": 0.5}
 
 
@@ -136,7 +145,9 @@ def test_calibration_finds_the_cut_of_a_model_that_is_too_shy(tmp_path: Path) ->
     recipe = tiny_recipe()
     write_box_store(tmp_path, recipe)
     model = OneThird(TINY_CONFIG, random_text_embedding(0)[0])
-    thresholds = calibrate(model, tmp_path, recipe.training_seeds, torch.device("cpu"))
-    assert thresholds.keys() == {label.name for label in LABELS}
-    assert 0.2 <= thresholds["kidney_right"] <= 0.35
-    assert thresholds["liver"] == 0.5
+    calibration = calibrate(model, tmp_path, recipe.training_seeds, torch.device("cpu"))
+    assert calibration.thresholds.keys() == {organ.name for organ in ORGANS}
+    assert calibration.lesion_peaks.keys() == {lesion.name for lesion in LESIONS}
+    assert 0.2 <= calibration.thresholds["kidney_right"] <= 0.35
+    assert calibration.thresholds["liver"] == 0.5
+    assert calibration.least_lesion_ml == LEAST_LESION_ML
