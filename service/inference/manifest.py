@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 SCHEMA_VERSION = 1
-MAX_LABELS = 32
-"""A mask of all labels is one uint32 per voxel, a bit for each label."""
+MAX_LABELS = 64
+"""A mask of all labels is one unsigned integer per voxel, a bit for each label."""
 
 MANIFEST_FILE = "manifest.json"
 HEAD_FILE = "head.safetensors"
