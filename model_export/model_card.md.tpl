@@ -24,6 +24,7 @@ $data_note
 | prompt | `$prompt_template` |
 | source of the text features | $text_source |
 | text embedding SHA-256 | `$text_sha256` |
+| text encoder's weights SHA-256 | $text_weights |
 
 ## Labels
 

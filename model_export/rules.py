@@ -84,6 +84,9 @@ class CutBelow:
     organ: str
 
 
+#: How far a lesion may reach beyond its hosts as segmented, and which gaps between them are closed.
+HOST_REACH = WithinHosts(closing_mm=_REFERENCE_REACH_MM, dilation_mm=_REFERENCE_REACH_MM)
+
 Rule: TypeAlias = KeepLargest | WithinHosts | MinVolume | MaxComponents | SideOfPair | CutBelow
 
 
@@ -123,7 +126,7 @@ def postprocessing_rules(label: Label, least_lesion_ml: float = 0.0) -> tuple[Ru
         return () if label.name in UNFILTERED_ORGANS else (KeepLargest(count=1),)
     limits = LESION_LIMITS[label.name]
     return (
-        WithinHosts(closing_mm=_REFERENCE_REACH_MM, dilation_mm=_REFERENCE_REACH_MM),
+        HOST_REACH,
         MinVolume(ml=max(limits.min_ml, least_lesion_ml)),
         MaxComponents(count=limits.max_components),
     )

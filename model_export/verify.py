@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 import torch
 from safetensors import SafetensorError
 
-from model_export.bundle import check_exportable
+from model_export.bundle import check_sound
 from model_export.errors import BundleDamaged
 from model_export.head import FoldedHead, fold_head, read_head
 from model_export.importing import import_checkpoint
@@ -51,11 +51,17 @@ def verify_bundle(bundle: Path, checkpoint_path: Path) -> tuple[Check, ...]:
     manifest = read_manifest(bundle)
     check_manifest(manifest)
     check_files(bundle, manifest)
-    head, sample = _read_arrays(bundle)
+    head, sample = read_arrays(bundle)
     checkpoint = import_checkpoint(checkpoint_path).checkpoint
-    check_exportable(checkpoint)
-    same_labels = [label["name"] for label in manifest["labels"]] == list(checkpoint.label_names)
-    same_file = manifest["training"]["checkpoint_sha256"] == checkpoint.sha256
+    check_sound(checkpoint)
+    names = [label["name"] for label in manifest["labels"]]
+    additions = manifest.get("additions", ())
+    own = [name for name in checkpoint.label_names if name in names]
+    same_labels = set(own) == set(checkpoint.label_names) >= set(names) - {addition["label"] for addition in additions}
+    same_file = checkpoint.sha256 in {part["checkpoint_sha256"] for part in (manifest["training"], *additions)}
+    # Labels that were added from their text are not in the checkpoint; the rest of the bundle is held against it.
+    rows = [names.index(name) for name in own]
+    head, sample = FoldedHead(head.W_image, head.K[rows]), Sample(sample.window, sample.logits[:, rows])
     checks = [
         Check("checkpoint hash", 0.0 if same_file else math.nan, 0.0),
         Check("labels", 0.0 if same_labels else math.nan, 0.0),
@@ -88,7 +94,8 @@ def check_files(bundle: Path, manifest: JsonObject) -> None:
             raise BundleDamaged(f"{name} was altered: its hash or length is not the manifest's.")
 
 
-def _read_arrays(bundle: Path) -> tuple[FoldedHead, Sample]:
+def read_arrays(bundle: Path) -> tuple[FoldedHead, Sample]:
+    """Head and sample. Raises BundleDamaged for a file that cannot be read."""
     try:
         return read_head(bundle / HEAD_FILE), read_sample(bundle / SAMPLE_FILE)
     except (BadZipFile, KeyError, OSError, SafetensorError, ValueError) as error:

@@ -174,7 +174,8 @@ def whiten_like(rows: Tensor, embedding: Tensor) -> Tensor:
     _, singular, right = torch.linalg.svd(embedding.double() - mean, full_matrices=False)
     kept = singular > singular[0] * 1e-6
     along = (rows.double() - mean) @ right[kept].T / singular[kept]
-    return (along @ right[kept] * WHITENED_SCALE).float()
+    whitened: Tensor = along @ right[kept] * WHITENED_SCALE
+    return whitened.float()
 
 
 def random_text_embedding(seed: int) -> tuple[Tensor, TextProvenance]:
