@@ -66,6 +66,6 @@ def _check(error: float, what: str, engine: str, window: str) -> None:
     if not error <= FP32_TOLERANCE:  # NaN is no larger than anything
         raise BackboneDiffers(
             f"The backbone of the checkpoint is not that of the bundle: its {what} differ by {error:.1e} of the "
-            f"largest from those of {engine} on the window {window!r}; allowed: {FP32_TOLERANCE:.0e}. Train with the backbone "
-            "frozen, its norms' statistics too, or export the checkpoint as a bundle of its own."
+            f"largest from those of {engine} on the window {window!r}; allowed: {FP32_TOLERANCE:.0e}. Train with the "
+            "backbone frozen, its norms' statistics too, or export the checkpoint as a bundle of its own."
         )

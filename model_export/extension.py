@@ -6,8 +6,8 @@ The row is `W_text @ relu(T @ text + t) + b` of a checkpoint with the bundle's b
   W_image is one matrix for all labels, so rows of two trainings cannot stand side by side.
 - The controller is still the bundle's. Then its rows stay as they are (`kept`), bit for bit, and one is appended.
 
-In both the checkpoint may know the label, and its own row is taken; or it does not, and the row follows from the text of
-the label alone: no voxel of it was ever seen in training, and the card says so.
+In both the checkpoint may know the label, and its own row is taken; or it does not, and the row follows from its text
+alone: no voxel of it was ever seen in training, and the card says so.
 """
 
 import hashlib
@@ -152,7 +152,7 @@ def read_base(folder: Path) -> BaseBundle:
     check_manifest(manifest)
     check_files(folder, manifest)
     sha256 = hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
-    return BaseBundle(folder, manifest, sha256, *read_arrays(folder))
+    return BaseBundle(folder, manifest, sha256, *read_arrays(folder, manifest))
 
 
 def add_label(

@@ -47,7 +47,8 @@ $parity
 ## Limits
 
 $limits
-- The text encoder is not part of the bundle: a label cannot be added by naming it.
+- The text encoder is not part of the bundle: a label cannot be asked for by naming it. `viscera-export add-label` can
+  append one.
 - Masks overlap where anatomy does: a lesion belongs to its host organ too.
 $thresholds
 

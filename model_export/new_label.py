@@ -70,9 +70,9 @@ class NewLabel(_Part):
     """What a bundle must be told about a label that it gets.
 
     `prompt` is the name that the text features were made of; the display name if absent. `index`, the value in the
-    label map, is the next free one if absent. An organ needs its `type`; that of a lesion follows from its kind, and its
-    `anatomic_region` from its likeliest host. Without `postprocessing.viscera` an organ keeps its largest component and
-    a lesion what lies in its hosts; `reference` is empty, as the published implementation does not know the label.
+    label map, is the next free one if absent. An organ needs its `type`; that of a lesion follows from its kind, and
+    its `anatomic_region` from its likeliest host. Without `postprocessing.viscera` an organ keeps its largest component
+    and a lesion what lies in its hosts; `reference` is empty, as the published implementation does not know the label.
     """
 
     name: LabelName
