@@ -3,7 +3,8 @@
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
@@ -84,14 +85,21 @@ def write_bundle(
     if target.exists() and not force:
         raise BundleExists(f"{target.name} exists already in {out_dir}; give another version, or force to replace it.")
     check_exportable(checkpoint)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    with drafted(target) as draft:
+        _fill(draft, checkpoint, name, version, texts or BundleTexts(), created or creation_time(os.environ), tolerance)
+    return target
+
+
+@contextmanager
+def drafted(target: Path) -> Iterator[Path]:
+    """An empty folder that becomes `target`, in place of what is there, if the block ends well; else it is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     # In the same file system as the target, so that the last step is one rename.
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=out_dir) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         draft = Path(scratch) / "bundle"
         draft.mkdir()
-        _fill(draft, checkpoint, name, version, texts or BundleTexts(), created or creation_time(os.environ), tolerance)
+        yield draft
         _publish(draft, target, Path(scratch) / "replaced")
-    return target
 
 
 def check_name(name: str, version: str) -> None:
@@ -116,17 +124,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def check_exportable(checkpoint: Checkpoint) -> None:
     """Raises CheckpointRefused for weights that are not finite or labels that do not fit the head."""
-    names, rows = checkpoint.label_names, len(checkpoint.model.text_embedding)
-    if len(names) != rows:
-        raise CheckpointRefused(f"The checkpoint names {len(names)} labels, its head has {rows} rows.")
-    if len(set(names)) != len(names):
-        raise CheckpointRefused("The checkpoint names a label twice.")
+    check_sound(checkpoint)
+    names = checkpoint.label_names
     for name in names:
         if name not in BY_NAME:
             raise CheckpointRefused(f"The label {name!r} is not in the label table; its codes and rules are unknown.")
         for host in BY_NAME[name].hosts:
             if host not in names:
                 raise CheckpointRefused(f"The label {name!r} lies in {host!r}, which the checkpoint does not have.")
+
+
+def check_sound(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointRefused for weights that are not finite, or names and text that are not those of the head."""
+    names, rows = checkpoint.label_names, len(checkpoint.model.text_embedding)
+    if len(names) != rows:
+        raise CheckpointRefused(f"The checkpoint names {len(names)} labels, its head has {rows} rows.")
+    if checkpoint.text.names and len(checkpoint.text.names) != rows:
+        raise CheckpointRefused(
+            f"The text features are of {len(checkpoint.text.names)} names, the head has {rows} rows."
+        )
+    if len(set(names)) != len(names):
+        raise CheckpointRefused("The checkpoint names a label twice.")
     for key, tensor in checkpoint.model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointRefused(f"The weights {key} hold values that are not finite; training went wrong.")
@@ -164,7 +182,7 @@ def _fill(
 ) -> None:
     """Writes every file of the bundle into `draft`, the manifest last."""
     parities = _write_network(draft, checkpoint, tolerance)
-    training = _training(checkpoint, texts)
+    training = stated_training(checkpoint, texts.trained_on)
     trained_on = str(training["data"])
     description = texts.description or _description(checkpoint, trained_on)
     facts = CardFacts(
@@ -207,12 +225,12 @@ def _write_network(draft: Path, checkpoint: Checkpoint, tolerance: float) -> tup
     parities = measure_parity(model, draft / BACKBONE_FILE, head, windows, tolerance)
     check_parity(parities)
     sample = make_sample(model, config)
-    _check_sample(sample)
+    check_sample(sample)
     write_sample(sample, draft / SAMPLE_FILE)
     return parities
 
 
-def _check_sample(sample: Sample) -> None:
+def check_sample(sample: Sample) -> None:
     """Raises CheckpointRefused when the logits do not fit into float16, or say nothing."""
     if not bool(np.isfinite(sample.logits).all()):
         raise CheckpointRefused("The model's logits on the sample window are beyond the range of float16.")
@@ -220,11 +238,11 @@ def _check_sample(sample: Sample) -> None:
         raise CheckpointRefused("The model's logits do not vary over the sample window: its voxel features are dead.")
 
 
-def _training(checkpoint: Checkpoint, texts: BundleTexts) -> JsonObject:
+def stated_training(checkpoint: Checkpoint, trained_on: str | None) -> JsonObject:
     """The checkpoint's provenance with its `data` stated. Raises CheckpointRefused when nobody states them."""
     training = dict(checkpoint.training)
-    if texts.trained_on is not None:
-        training["data"] = texts.trained_on
+    if trained_on is not None:
+        training["data"] = trained_on
     if not training.get("data"):
         raise CheckpointRefused("The checkpoint does not say what it was trained on (`data`); state it at export.")
     return training

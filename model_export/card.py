@@ -74,6 +74,7 @@ def render_card(checkpoint: Checkpoint, facts: CardFacts) -> str:
         prompt_template=text.prompt_template,
         text_source=text.source,
         text_sha256=text.sha256,
+        text_weights=f"`{text.weights_sha256}`" if text.weights_sha256 else "not stated with the text features",
         labels=_label_table(checkpoint.label_names),
         training=_training_table(checkpoint.sha256, facts.training),
         evaluation=(facts.evaluation or NOT_EVALUATED).strip(),
@@ -107,21 +108,22 @@ def _label_table(names: Sequence[str]) -> str:
         )
         for label in labels
     )
-    return _table(("index", "label", "kind", "in", "type", "SNOMED CT"), rows)
+    return table(("index", "label", "kind", "in", "type", "SNOMED CT"), rows)
 
 
 def _training_table(checkpoint_sha256: str, training: JsonObject) -> str:
     """The provenance as the checkpoint states it, one row per key; nested values stay JSON-like."""
     rows = [(key, str(value)) for key, value in training.items()]
-    return _table(("", ""), [*rows, ("checkpoint SHA-256", f"`{checkpoint_sha256}`")])
+    return table(("", ""), [*rows, ("checkpoint SHA-256", f"`{checkpoint_sha256}`")])
 
 
 def _parity_table(parities: Iterable[EngineParity]) -> str:
     rows = [(parity.engine, f"{parity.max_relative_error:.0e}", f"{parity.tolerance:.0e}") for parity in parities]
-    return _table(("engine", "error", "allowed"), rows)
+    return table(("engine", "error", "allowed"), rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [_row(head), "|" + "---|" * len(head), *(_row(row) for row in rows)]
     return "\n".join(lines)
 

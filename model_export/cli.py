@@ -1,4 +1,4 @@
-"""`viscera-export`: a checkpoint or published weights in, a bundle out; or a bundle held against its checkpoint."""
+"""`viscera-export`: a checkpoint or published weights in, a bundle out; a label added; a bundle verified."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -103,6 +103,52 @@ def import_(
                 licence_text=_read_text(licence_file) or licence_text(spdx),
             )
             written = write_bundle(imported.checkpoint, out, name=name, version=version, texts=texts, force=force)
+    except (ExportError, OSError, UnicodeDecodeError) as error:
+        _fail(str(error))
+    _print_files(written)
+
+
+@app.command("add-label")
+def add_label_(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle that gets the label; it stays as it is.")],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint with the bundle's backbone; its heads may be others.")],
+    label: Annotated[Path, typer.Option(help="TOML file that describes the label.")],
+    out: _Out,
+    version: _Version,
+    name: Annotated[str | None, typer.Option(help="Name of the new bundle; that of the old one if absent.")] = None,
+    embedding: Annotated[
+        Path | None, typer.Option(help="Text features with a row for the label, unless the checkpoint has it.")
+    ] = None,
+    text_embeddings: Annotated[
+        Path | None, typer.Option(help="What the training had as --text-embeddings; needed if it whitened them.")
+    ] = None,
+    evaluation: _Evaluation = None,
+    description: _Description = None,
+    trained_on: _TrainedOn = None,
+) -> None:
+    """Write a new bundle: an existing one with one label more, and the very same backbone."""
+    try:
+        from model_export.extension import Extension, add_label, read_base
+        from model_export.importing import import_checkpoint
+        from model_export.new_label import read_label
+    except ModuleNotFoundError as error:
+        _fail_without(error)
+    from model_export.errors import ExportError
+
+    try:
+        extension = Extension(
+            label=read_label(label),
+            features=embedding,
+            trained_features=text_embeddings,
+            description=description,
+            evaluation=_read_text(evaluation),
+            trained_on=trained_on,
+        )
+        base = read_base(bundle)
+        with _err.status(f"Adding {escape(extension.label.name)} to {escape(base.id)}"):
+            source = import_checkpoint(checkpoint).checkpoint
+            named = base.manifest["name"] if name is None else name
+            written = add_label(base, source, extension, out, name=named, version=version)
     except (ExportError, OSError, UnicodeDecodeError) as error:
         _fail(str(error))
     _print_files(written)

@@ -5,7 +5,10 @@
     │   ├── CheckpointUnreadable   no file, not one that torch wrote, or a damaged one
     │   ├── CheckpointUnsafe       more than tensors and plain values in it: loading could run code
     │   ├── NetworkUnknown         the weights of a network that is not known here
-    │   └── KeysMismatch           keys that are missing, left over or of another shape; names them
+    │   ├── KeysMismatch           keys that are missing, left over or of another shape; names them
+    │   └── BackboneDiffers        its backbone is not that of the bundle that a label is added to
+    ├── LabelRefused        a label that cannot be described, or that the bundle has or cannot hold
+    ├── EmbeddingRefused    text features that give no row for the checkpoint's controller
     ├── ParityError         an engine does not reproduce the torch model on the exported graph
     ├── ManifestInvalid     the manifest does not follow bundle.schema.json
     ├── BundleExists        a bundle of that name and version is there already
@@ -37,6 +40,18 @@ class NetworkUnknown(CheckpointRefused):
 
 class KeysMismatch(CheckpointRefused):
     """The weights are nearly those of a known network: some are missing, left over or of another shape."""
+
+
+class BackboneDiffers(CheckpointRefused):
+    """The checkpoint's backbone does not give what the bundle's does."""
+
+
+class LabelRefused(ExportError):
+    """The new label cannot be added to the bundle."""
+
+
+class EmbeddingRefused(ExportError):
+    """The text features give no row that the checkpoint's controller could read."""
 
 
 class ParityError(ExportError):

@@ -19,8 +19,10 @@ from model_export.errors import ManifestInvalid
 from model_export.parity import EngineParity
 from model_export.rules import companions, rules_by_name
 from training.checkpoint import NOT_CALIBRATED, Calibration, Checkpoint
+from training.config import ModelConfig
 from training.labels import BY_NAME, Code
 from training.networks.universal import EMBEDDING_CHANNELS, FEATURE_CHANNELS, UniversalModel, count_parameters
+from training.text import TextProvenance
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -70,15 +72,40 @@ def label_entry(name: str, names: Collection[str], calibration: Calibration = NO
         "kind": label.kind.value,
         "hosts": list(label.hosts),
         "color": list(label.color),
-        "category": _code(label.category),
-        "type": _code(label.type),
-        "laterality": _code(label.laterality),
-        "anatomic_region": _code(label.anatomic_region),
+        "category": code_entry(label.category),
+        "type": code_entry(label.type),
+        "laterality": code_entry(label.laterality),
+        "anatomic_region": code_entry(label.anatomic_region),
         "threshold": calibration.threshold(name),
         "postprocessing": {
             rule_set: [asdict(rule) for rule in rules if companions(rule) <= set(names)]
             for rule_set, rules in rules_by_name(label, calibration).items()
         },
+    }
+
+
+def preprocessing_entry(config: ModelConfig) -> JsonObject:
+    """How the input of the network is prepared."""
+    crop = config.foreground_above_hu
+    return {
+        "orientation": "RAS",
+        "spacing_mm": list(config.spacing_mm),
+        "intensity_range_hu": list(config.intensity_range_hu),
+        "output_range": list(config.output_range),
+        "interpolation": config.interpolation,
+        "foreground_crop": None if crop is None else {"above_hu": crop},
+    }
+
+
+def text_entry(text: TextProvenance) -> JsonObject:
+    """Where the text features came from; no hash of the encoder's weights and no names where their file states none."""
+    return {
+        "encoder": text.encoder,
+        "prompt_template": text.prompt_template,
+        "source": text.source,
+        "embedding_sha256": text.sha256,
+        "weights_sha256": text.weights_sha256,
+        "names": list(text.names),
     }
 
 
@@ -126,7 +153,6 @@ def build_manifest(
 ) -> JsonObject:
     """The whole manifest as JSON; `files` maps each file's name to its `file_entry`, `created` is in UTC."""
     config, model = checkpoint.config, checkpoint.model
-    crop = config.foreground_above_hu
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -140,14 +166,7 @@ def build_manifest(
             label_entry(label_name, checkpoint.label_names, checkpoint.calibration)
             for label_name in checkpoint.label_names
         ],
-        "preprocessing": {
-            "orientation": "RAS",
-            "spacing_mm": list(config.spacing_mm),
-            "intensity_range_hu": list(config.intensity_range_hu),
-            "output_range": list(config.output_range),
-            "interpolation": config.interpolation,
-            "foreground_crop": None if crop is None else {"above_hu": crop},
-        },
+        "preprocessing": preprocessing_entry(config),
         "sliding_window": {
             "roi_size": list(config.roi_size),
             "overlap": config.overlap,
@@ -163,15 +182,12 @@ def build_manifest(
             "parameters": exported_parameters(model),
         },
         "precisions": [precision_entry(parities)],
-        "text": {
-            "encoder": checkpoint.text.encoder,
-            "prompt_template": checkpoint.text.prompt_template,
-            "source": checkpoint.text.source,
-            "embedding_sha256": checkpoint.text.sha256,
-        },
+        "text": text_entry(checkpoint.text),
         "training": {**training, "checkpoint_sha256": checkpoint.sha256},
+        "additions": [],
     }
 
 
-def _code(code: Code | None) -> JsonObject | None:
+def code_entry(code: Code | None) -> JsonObject | None:
+    """A code of the label table as the manifest has it."""
     return None if code is None else {"scheme": _CODING_SCHEME, "value": code.value, "meaning": code.meaning}

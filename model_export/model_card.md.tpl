@@ -24,6 +24,7 @@ $data_note
 | prompt | `$prompt_template` |
 | source of the text features | $text_source |
 | text embedding SHA-256 | `$text_sha256` |
+| text encoder's weights SHA-256 | $text_weights |
 
 ## Labels
 
@@ -46,7 +47,8 @@ $parity
 ## Limits
 
 $limits
-- The text encoder is not part of the bundle: a label cannot be added by naming it.
+- The text encoder is not part of the bundle: a label cannot be asked for by naming it. `viscera-export add-label` can
+  append one.
 - Masks overlap where anatomy does: a lesion belongs to its host organ too.
 $thresholds
 

@@ -75,6 +75,11 @@ def available_engines() -> tuple[str, ...]:
     return tuple(name for name in _OPENERS if importlib.util.find_spec(name) is not None)
 
 
+def open_backbone(engine: str, onnx_path: Path) -> Backbone:
+    """The graph, ready to run in float32 on the CPU with `THREADS` threads."""
+    return _OPENERS[engine](onnx_path)
+
+
 def measure_parity(
     model: UniversalModel,
     onnx_path: Path,
@@ -88,7 +93,7 @@ def measure_parity(
         raise ExportError("Parity needs an engine: install onnxruntime or openvino (the extra `cpu`).")
     references = {name: _torch_logits(model, window) for name, window in windows.items()}
     return tuple(
-        _worst(engine, _OPENERS[engine](onnx_path), head, windows, references, tolerance) for engine in engines
+        _worst(engine, open_backbone(engine, onnx_path), head, windows, references, tolerance) for engine in engines
     )
 
 

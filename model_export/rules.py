@@ -93,6 +93,9 @@ class CutBelow:
     organ: str
 
 
+#: How far a lesion may reach beyond its hosts as segmented, and which gaps between them are closed.
+HOST_REACH = WithinHosts(closing_mm=_REFERENCE_REACH_MM, dilation_mm=_REFERENCE_REACH_MM)
+
 Rule: TypeAlias = KeepLargest | WithinHosts | MinVolume | MinPeak | MaxComponents | SideOfPair | CutBelow
 
 
@@ -133,7 +136,7 @@ def postprocessing_rules(label: Label, calibration: Calibration = NOT_CALIBRATED
     limits = LESION_LIMITS[label.name]
     peak = calibration.lesion_peaks.get(label.name)
     return (
-        WithinHosts(closing_mm=_REFERENCE_REACH_MM, dilation_mm=_REFERENCE_REACH_MM),
+        HOST_REACH,
         MinVolume(ml=max(limits.min_ml, calibration.least_lesion_ml)),
         *(() if peak is None else (MinPeak(probability=peak),)),
         MaxComponents(count=limits.max_components),

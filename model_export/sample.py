@@ -90,6 +90,11 @@ def make_sample(model: UniversalModel, config: ModelConfig) -> Sample:
     window = trunk_window(fixed_window(config) or SAMPLE_SIZE, config).astype(np.float16)
     with torch.inference_mode():
         logits = model(torch.from_numpy(window.astype(np.float32))).numpy()
+    return rounded_sample(window, logits)
+
+
+def rounded_sample(window: NDArray[np.float16], logits: NDArray[np.float32]) -> Sample:
+    """A sample of float32 logits."""
     with np.errstate(over="ignore"):  # a logit beyond 65504 becomes inf, which the writer of the bundle refuses
         return Sample(window, logits.astype(np.float16))
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from model_export.bundle import check_exportable
+from model_export.backbone_check import backbone_outputs
+from model_export.bundle import check_sound
 from model_export.errors import BundleDamaged
 from model_export.head import FoldedHead, fold_head, read_head
 from model_export.importing import import_checkpoint
@@ -51,15 +53,22 @@ def verify_bundle(bundle: Path, checkpoint_path: Path) -> tuple[Check, ...]:
     manifest = read_manifest(bundle)
     check_manifest(manifest)
     check_files(bundle, manifest)
-    head, sample = _read_arrays(bundle)
+    head, sample = read_arrays(bundle, manifest)
     checkpoint = import_checkpoint(checkpoint_path).checkpoint
-    check_exportable(checkpoint)
-    same_labels = [label["name"] for label in manifest["labels"]] == list(checkpoint.label_names)
-    same_file = manifest["training"]["checkpoint_sha256"] == checkpoint.sha256
+    check_sound(checkpoint)
+    names = [label["name"] for label in manifest["labels"]]
+    additions = manifest.get("additions", ())
+    own = [name for name in checkpoint.label_names if name in names]
+    same_labels = set(own) == set(checkpoint.label_names) >= set(names) - {addition["label"] for addition in additions}
+    same_file = checkpoint.sha256 in {part["checkpoint_sha256"] for part in (manifest["training"], *additions)}
     checks = [
         Check("checkpoint hash", 0.0 if same_file else math.nan, 0.0),
         Check("labels", 0.0 if same_labels else math.nan, 0.0),
     ]
+    # The checkpoint does not know labels that were added from their text; the others are held against it.
+    checks += _added_checks(head, sample, [n for n, name in enumerate(names) if name not in own], checkpoint)
+    rows = [names.index(name) for name in own]
+    head, sample = FoldedHead(head.W_image, head.K[rows]), Sample(sample.window, sample.logits[:, rows])
     return (*checks, *_head_checks(head, checkpoint), *_logit_checks(bundle, head, sample, checkpoint))
 
 
@@ -88,11 +97,28 @@ def check_files(bundle: Path, manifest: JsonObject) -> None:
             raise BundleDamaged(f"{name} was altered: its hash or length is not the manifest's.")
 
 
-def _read_arrays(bundle: Path) -> tuple[FoldedHead, Sample]:
+def read_arrays(bundle: Path, manifest: JsonObject) -> tuple[FoldedHead, Sample]:
+    """Head and sample. Raises BundleDamaged for a file that cannot be read, or that has not a row for each label."""
     try:
-        return read_head(bundle / HEAD_FILE), read_sample(bundle / SAMPLE_FILE)
+        head, sample = read_head(bundle / HEAD_FILE), read_sample(bundle / SAMPLE_FILE)
     except (BadZipFile, KeyError, OSError, SafetensorError, ValueError) as error:
         raise BundleDamaged(f"{HEAD_FILE} or {SAMPLE_FILE} cannot be read: {error}") from error
+    labels = len(manifest["labels"])
+    if len(head.K) != labels or sample.logits.shape[1] != labels:
+        raise BundleDamaged(
+            f"{labels} labels are in the manifest, {len(head.K)} in {HEAD_FILE} and {sample.logits.shape[1]} in "
+            f"{SAMPLE_FILE}."
+        )
+    return head, sample
+
+
+def _added_checks(head: FoldedHead, sample: Sample, rows: list[int], checkpoint: Checkpoint) -> list[Check]:
+    """Whether the sample's logits of these rows are what they make of the checkpoint's backbone; none without a row."""
+    if not rows:
+        return []
+    outputs = backbone_outputs(checkpoint.model, sample.window.astype(np.float32))
+    logits = FoldedHead(head.W_image, head.K[rows]).logits(*outputs)
+    return [Check("sample logits of added labels", relative_error(sample.logits[:, rows], logits), SELF_TEST_TOLERANCE)]
 
 
 def _head_checks(head: FoldedHead, checkpoint: Checkpoint) -> list[Check]:

@@ -5,6 +5,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+MAX_TARGETS = 64
+"""As many as a model can have labels: each can be asked for by its name."""
+
 Target = Annotated[str, StringConstraints(pattern=r"^[^\s,]{1,80}$")]
 
 
@@ -24,7 +27,7 @@ class SegmentationRequest(BaseModel):
     targets: tuple[Target, ...] | None = Field(
         default=None,
         min_length=1,
-        max_length=32,
+        max_length=MAX_TARGETS,
         description=(
             "What to segment: names of labels, groups (`organs`, `tumors`, `cysts`, `lesions`, `all`) or SNOMED CT "
             "codes of structures; all labels of the model when absent."

@@ -157,7 +157,7 @@ def test_make_help_lists_every_target() -> None:
 def test_every_command_and_option_exists(document: Path) -> None:
     for line in code_lines(text_of(document)):
         # Behind variable assignments, up to a semicolon.
-        call = re.fullmatch(r"(?:[A-Z_]+=\S+ )*(viscera(?:-train|-export)?) ([a-z]+)\b([^;]*)", line.strip())
+        call = re.fullmatch(r"(?:[A-Z_]+=\S+ )*(viscera(?:-train|-export)?) ([a-z-]+)([^;]*)", line.strip())
         if call is None:
             continue
         group = COMMANDS[call[1]]

@@ -25,8 +25,8 @@ PUBLISHED_SOURCE = (
     "pretrained_weights/txt_encoding.pth, CC BY-NC-ND 4.0)"
 )
 
-
 WHITENED_SCALE = 22.6  # the standard deviation of a whitened value is then about 1, as a first layer expects
+WHITENED = ", whitened over the labels"  # added to the encoder's name
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,21 @@ def read_text_embedding(path: Path) -> tuple[Tensor, TextProvenance]:
 
     Raises TextEmbeddingError for another shape, non-finite values, an unreadable file, or rows in another order.
     """
+    embedding, text = read_features(path)
+    if len(embedding) != len(LABELS):
+        raise TextEmbeddingError(
+            f"{path.name} holds {tuple(embedding.shape)}; needed: ({len(LABELS)}, {TEXT_CHANNELS})."
+        )
+    _check_order(text.names, path.name)
+    return embedding, text
+
+
+def read_features(path: Path) -> tuple[Tensor, TextProvenance]:
+    """Features (N,512) float32 of any names, with their provenance.
+
+    A bare tensor of 32 rows is taken for the published one; of any other the provenance is unknown. Raises
+    TextEmbeddingError for another width, non-finite values, an unreadable file, or other than N names.
+    """
     metadata: dict[str, str] = {}
     try:
         if path.suffix == ".safetensors":
@@ -64,14 +79,14 @@ def read_text_embedding(path: Path) -> tuple[Tensor, TextProvenance]:
             embedding = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader fails in its own way; one sentence for all
         raise TextEmbeddingError(f"{path.name} is not a readable embedding file: {type(error).__name__}.") from error
-    if not isinstance(embedding, Tensor) or tuple(embedding.shape) != (len(LABELS), TEXT_CHANNELS):
+    if not isinstance(embedding, Tensor) or embedding.ndim != 2 or embedding.shape[1] != TEXT_CHANNELS:
         shape = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
-        raise TextEmbeddingError(f"{path.name} holds {shape}; needed: ({len(LABELS)}, {TEXT_CHANNELS}).")
+        raise TextEmbeddingError(f"{path.name} holds {shape}; needed: (names, {TEXT_CHANNELS}).")
     embedding = embedding.float()
     if not bool(torch.isfinite(embedding).all()):
         raise TextEmbeddingError(f"{path.name} holds values that are not finite.")
     sha256 = embedding_sha256(embedding)
-    if path.suffix != ".safetensors":
+    if path.suffix != ".safetensors" and len(embedding) == len(LABELS):
         return embedding, TextProvenance(PUBLISHED_ENCODER, PUBLISHED_TEMPLATE, PUBLISHED_SOURCE, sha256)
     return embedding, TextProvenance(
         encoder=metadata.get("encoder", "unknown"),
@@ -79,7 +94,7 @@ def read_text_embedding(path: Path) -> tuple[Tensor, TextProvenance]:
         source=metadata.get("source", "unknown"),
         sha256=sha256,
         weights_sha256=metadata.get("weights_sha256"),
-        names=_names_of_the_labels(metadata["names"], path.name) if "names" in metadata else (),
+        names=_names(metadata["names"], len(embedding), path.name) if "names" in metadata else (),
     )
 
 
@@ -115,21 +130,25 @@ def write_text_embedding(path: Path, embedding: Tensor, text: TextProvenance) ->
     part.replace(path)
 
 
-def _names_of_the_labels(stored: str, file_name: str) -> tuple[str, ...]:
-    """The names a file was made of, one per label. Synonyms are fine; one label's name in another's row is not."""
+def _names(stored: str, rows: int, file_name: str) -> tuple[str, ...]:
+    """The names a file was made of, one per row."""
     try:
         names = json.loads(stored)
     except ValueError as error:
         raise TextEmbeddingError(f"The names in {file_name} are not JSON.") from error
-    if not isinstance(names, list) or len(names) != len(LABELS) or not all(isinstance(name, str) for name in names):
-        raise TextEmbeddingError(f"The names in {file_name} are not one per label.")
+    if not isinstance(names, list) or len(names) != rows or not all(isinstance(name, str) for name in names):
+        raise TextEmbeddingError(f"The names in {file_name} are not one per row.")
+    return tuple(names)
+
+
+def _check_order(names: tuple[str, ...], file_name: str) -> None:
+    """Synonyms of the labels are fine; one label's name in another's row is not. No names say nothing."""
     rows = {label.prompt.casefold(): label for label in LABELS}
-    for label, name in zip(LABELS, names, strict=True):
+    for label, name in zip(LABELS, names, strict=False):
         if rows.get(name.casefold(), label) is not label:
             raise TextEmbeddingError(
                 f"Row {label.index} of {file_name} is '{name}', but label {label.index} is '{label.prompt}'."
             )
-    return tuple(names)
 
 
 def whiten(embedding: Tensor, text: TextProvenance) -> tuple[Tensor, TextProvenance]:
@@ -143,8 +162,20 @@ def whiten(embedding: Tensor, text: TextProvenance) -> tuple[Tensor, TextProvena
     left, singular, right = torch.linalg.svd(centred, full_matrices=False)
     kept = singular > singular[0] * 1e-6
     whitened = (left[:, kept] @ right[kept] * WHITENED_SCALE).float()
-    encoder = f"{text.encoder}, whitened over the labels"
-    return whitened, replace(text, encoder=encoder, sha256=embedding_sha256(whitened))
+    return whitened, replace(text, encoder=text.encoder + WHITENED, sha256=embedding_sha256(whitened))
+
+
+def whiten_like(rows: Tensor, embedding: Tensor) -> Tensor:
+    """Other rows (N,512) under the linear map by which `whiten` whitens `embedding`, float32.
+
+    What of a row lies outside the span of the embedding's rows is lost: training never saw such a direction.
+    """
+    mean = embedding.double().mean(dim=0)
+    _, singular, right = torch.linalg.svd(embedding.double() - mean, full_matrices=False)
+    kept = singular > singular[0] * 1e-6
+    along = (rows.double() - mean) @ right[kept].T / singular[kept]
+    whitened: Tensor = along @ right[kept] * WHITENED_SCALE
+    return whitened.float()
 
 
 def random_text_embedding(seed: int) -> tuple[Tensor, TextProvenance]:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 SCHEMA_VERSION = 1
-MAX_LABELS = 32
-"""A mask of all labels is one uint32 per voxel, a bit for each label."""
+MAX_LABELS = 64
+"""A mask of all labels is one unsigned integer per voxel, a bit for each label."""
 
 MANIFEST_FILE = "manifest.json"
 HEAD_FILE = "head.safetensors"
@@ -248,12 +248,50 @@ class Precision(_Part):
 
 
 class TextEncoder(_Part):
-    """What turned label names into the numbers that were folded into the head."""
+    """What turned label names into the numbers that were folded into the head.
+
+    `weights_sha256` is of the encoder's file of weights and `names` filled the template, row by row; None and () where
+    the text features did not state them.
+    """
 
     encoder: Text
     prompt_template: Text
     source: Text
     embedding_sha256: Sha256
+    weights_sha256: Sha256 | None = None
+    names: Annotated[tuple[Text, ...], Field(max_length=MAX_LABELS)] = ()
+
+
+class BaseBundle(_Part):
+    """The bundle that a label was appended to; `sha256` is of its manifest."""
+
+    name: Name
+    version: Version
+    sha256: Sha256
+
+
+class AddedText(_Part):
+    """The text of one appended label; encoder and template are those of the other labels."""
+
+    name: Text
+    source: Text
+    embedding_sha256: Sha256
+    weights_sha256: Sha256 | None
+
+
+class Addition(_Part):
+    """How a label came to a bundle that was there before: the backbone is the base's, the head has one row more.
+
+    `trained` is false for a label whose row follows from its text alone. `heads` says whether the rows of the other
+    labels are the base's, or those of the checkpoint.
+    """
+
+    label: LabelName
+    base: BaseBundle
+    heads: Literal["kept", "replaced"]
+    trained: bool
+    checkpoint_sha256: Sha256
+    text: AddedText
 
 
 class Manifest(_Part):
@@ -275,6 +313,7 @@ class Manifest(_Part):
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)]
     text: TextEncoder
     training: dict[str, Any]
+    additions: tuple[Addition, ...] = ()
 
     @model_validator(mode="after")
     def _labels_agree(self) -> Self:
@@ -283,6 +322,8 @@ class Manifest(_Part):
             raise ValueError("Two labels have the same name.")
         if len({label.index for label in self.labels}) != len(names):
             raise ValueError("Two labels have the same index.")
+        if strange := sorted({addition.label for addition in self.additions} - set(names)):
+            raise ValueError(f"The appended label {strange[0]} is not among the labels.")
         organs = {label.name for label in self.labels if not label.kind.is_lesion}
         for label in self.labels:
             strangers = [host for host in label.hosts if host not in organs]

@@ -1,16 +1,39 @@
-"""Masks: one bit per label and voxel, on the exact grid of the source volume."""
+"""Masks: one bit per label and voxel, on the exact grid of the source volume.
+
+All labels share one unsigned integer per voxel, no wider than their number asks for: uint32 up to 32 labels, uint64 up
+to `manifest.MAX_LABELS`.
+"""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.imaging.geometry import Geometry
+from service.imaging.geometry import Geometry, Shape
 from service.inference.grid import Box as Box  # part of what a LesionProbability is
 from service.inference.manifest import Label
+
+Packed: TypeAlias = NDArray[np.unsignedinteger[Any]]  # uint32 or uint64
+
+
+def empty_packed(shape: Shape, labels: int) -> Packed:
+    """Masks without a voxel, with room for that many labels."""
+    return np.zeros(shape, np.uint32 if labels <= 32 else np.uint64)
+
+
+def bit_mask(packed: Packed, bit: int) -> np.unsignedinteger[Any]:
+    """The number that has only this bit, in the type of `packed`: numpy mixes no widths in its bit operations."""
+    return packed.dtype.type(1 << bit)
+
+
+def has_bit(packed: Packed, bit: int) -> NDArray[np.bool_]:
+    """Where a bit is set; the shape is that of `packed`, which may be any part of the masks."""
+    marked: NDArray[np.bool_] = (packed & bit_mask(packed, bit)) != 0
+    return marked
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +51,12 @@ class LesionProbability:
 class Masks:
     """The masks of `labels` on the source grid.
 
-    `packed` is uint32, shape == geometry.shape, indexed (i, j, k); bit n belongs to labels[n], and masks may overlap.
+    `packed` has shape == geometry.shape, indexed (i, j, k); bit n belongs to labels[n], and masks may overlap.
     `lesion_probability` has an entry for each lesion label whose mask is not empty.
     """
 
     labels: tuple[Label, ...]
-    packed: NDArray[np.uint32]
+    packed: Packed
     geometry: Geometry
     lesion_probability: Mapping[str, LesionProbability]
 
@@ -41,8 +64,7 @@ class Masks:
         """The mask of one label, shape == geometry.shape; KeyError when there is no such label."""
         for bit, label in enumerate(self.labels):
             if label.name == name:
-                bits: NDArray[np.bool_] = (self.packed & np.uint32(1 << bit)) != 0
-                return bits
+                return has_bit(self.packed, bit)
         raise KeyError(name)
 
     @cached_property
@@ -52,5 +74,5 @@ class Masks:
         digest.update(repr(tuple(self.geometry.shape)).encode())
         digest.update(np.ascontiguousarray(self.geometry.affine, dtype="<f8").tobytes())
         digest.update("\n".join(label.name for label in self.labels).encode())
-        digest.update(np.ascontiguousarray(self.packed, dtype="<u4").data)
+        digest.update(np.ascontiguousarray(self.packed, dtype=self.packed.dtype.newbyteorder("<")).data)
         return digest.hexdigest()

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from service.imaging.geometry import Geometry, Shape
 from service.inference.grid import Box, ModelGrid, absolute, bounding_box, box_shape, grown, intersection, relative
 from service.inference.manifest import Interpolation, Label, MinVolume, Rule
-from service.inference.masks import LesionProbability, Masks
+from service.inference.masks import LesionProbability, Masks, Packed, bit_mask, empty_packed, has_bit
 from service.inference.postprocessing import BoxedMask, Companions, apply_rules, components_of_at_least
 from service.inference.resampling import AxisWeights, axis_weights, resample
 from service.inference.sliding_window import Logits
@@ -57,7 +57,7 @@ def restore_masks(
     """
     to_ras = logits.grid.to_ras
     back = _WayBack(logits.grid, onto)
-    packed = np.zeros(onto.shape, np.uint32)
+    packed = empty_packed(onto.shape, len(labels))
     seen = to_ras.view(packed)
     probabilities: dict[str, LesionProbability] = {}
     finished: dict[str, BoxedMask | None] = {}
@@ -81,7 +81,7 @@ def restore_masks(
                 field = _Field(back.on_whole_grid(mask.box), mask.inside, level=0.5)
             else:
                 field = _signed_margin(region, mask, label.threshold, back)
-            bit = np.uint32(1 << labels.index(label))
+            bit = labels.index(label)
             box = back.write(field, bit, seen, mask_interpolation)
             if box is not None:
                 box = _without_fragments(seen, bit, box, _least_ml(rules) * _FRAGMENT_SHARE / onto.voxel_volume_ml)
@@ -97,14 +97,14 @@ def _least_ml(rules: Sequence[Rule]) -> float:
     return max((rule.ml for rule in rules if isinstance(rule, MinVolume)), default=0.0)
 
 
-def _without_fragments(packed: NDArray[np.uint32], bit: np.uint32, box: Box, least_voxels: float) -> Box | None:
+def _without_fragments(packed: Packed, bit: int, box: Box, least_voxels: float) -> Box | None:
     """Clears `bit` in the components inside `box` with fewer voxels; the box of what is left."""
     if least_voxels <= 1.0:
         return box
-    mask = (packed[box] & bit) != 0
+    mask = has_bit(packed[box], bit)
     kept = components_of_at_least(mask, least_voxels)
     view = packed[box]
-    np.bitwise_and(view, ~bit, out=view, where=mask & ~kept)
+    np.bitwise_and(view, ~bit_mask(packed, bit), out=view, where=mask & ~kept)
     tight = bounding_box(kept)
     return None if tight is None else absolute(tight, box)
 
@@ -235,9 +235,7 @@ class _WayBack:
         """A box of the cropped model grid and one voxel more on each side, in voxels of the whole one."""
         return grown(self.on_whole_grid(box), (1, 1, 1), self._whole)
 
-    def write(
-        self, field: _Field, bit: np.uint32, packed: NDArray[np.uint32], interpolation: Interpolation
-    ) -> Box | None:
+    def write(self, field: _Field, bit: int, packed: Packed, interpolation: Interpolation) -> Box | None:
         """Set `bit` in `packed` (along the closest RAS axes) where the field's mask is; the box of what was set."""
         written: list[Box] = []
         for slab in _slabs(self._reach(field.box)):
@@ -245,7 +243,7 @@ class _WayBack:
             tight = bounding_box(hit)
             if tight is not None:
                 view = packed[absolute(tight, slab)]
-                np.bitwise_or(view, bit, out=view, where=hit[tight])
+                np.bitwise_or(view, bit_mask(packed, bit), out=view, where=hit[tight])
                 written.append(absolute(tight, slab))
         if not written:
             return None

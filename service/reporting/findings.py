@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.imaging.volume import Volume
 from service.inference.manifest import Code, Label
-from service.inference.masks import Box, LesionProbability, Masks
+from service.inference.masks import Box, LesionProbability, Masks, has_bit
 from service.progress import Progress, Stage, no_progress
 from service.reporting.cautions import cautions
 from service.reporting.diameters import Diameters, measure_component
@@ -186,7 +186,7 @@ def _host(scan: _Scan, label: Label, component: NDArray[np.bool_], box: Box) -> 
     inside = scan.masks.packed[box][component]
     best, most = None, 0
     for host, bit in scan.hosts(label):
-        shared = int(np.count_nonzero(inside & np.uint32(1 << bit)))
+        shared = int(np.count_nonzero(has_bit(inside, bit)))
         if shared > most:
             best, most = host, shared
     return best, round(most / inside.size, 3)

@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from service.imaging.geometry import Geometry
 from service.inference.manifest import Label
-from service.inference.masks import Masks
+from service.inference.masks import Masks, has_bit
 from service.reporting.regions import Region
 
 LABEL_TABLE_ECODES: Final = (0, 30)
@@ -32,7 +32,7 @@ _Nifti1Extension: Any = nib.nifti1.Nifti1Extension
 _GzipFile: Any = igzip.IGzipFile
 
 _COMPRESSION: Final = 1
-_SLICES_PER_SLAB: Final = 16  # one cache line of uint32 where k is the fastest axis in memory
+_SLICES_PER_SLAB: Final = 16  # one cache line of 32 labels where k is the fastest axis in memory
 _QFORM_TOLERANCE_MM: Final = 1e-3
 
 
@@ -125,5 +125,5 @@ def _paint(slab: NDArray[np.generic], value: int, masks: Masks, region: Region, 
     first, last = max(k.start, depth.start), min(k.stop, depth.stop)
     if first >= last:
         return
-    marked = masks.packed[i, j, first:last] & np.uint32(1 << region.bit) != 0
+    marked = has_bit(masks.packed[i, j, first:last], region.bit)
     slab[i, j, first - depth.start : last - depth.start][marked] = value

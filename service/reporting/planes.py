@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from service.imaging.geometry import Geometry
 from service.imaging.volume import Volume
-from service.inference.masks import Masks
+from service.inference.masks import Masks, has_bit
 from service.reporting.regions import Compass
 from service.reporting.schema import Findings
 
@@ -129,7 +129,7 @@ def _organ_rich_point(masks: Masks) -> Voxel:
     sample = np.ascontiguousarray(masks.packed[::step, ::step, ::step])
     scores = [np.zeros(size) for size in sample.shape]
     for bit in range(len(masks.labels)):
-        mask = sample & np.uint32(1 << bit) != 0
+        mask = has_bit(sample, bit)
         if not mask.any():
             continue
         for axis, score in enumerate(scores):

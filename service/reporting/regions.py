@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.imaging.geometry import Geometry
 from service.inference.manifest import Label
-from service.inference.masks import Box, Masks
+from service.inference.masks import Box, Masks, Packed, has_bit
 from service.reporting.schema import BoundingBox, Side, VoxelAxis
 
 _DIRECTIONS = (  # (towards lower, towards higher) RAS coordinate, for x, y, z
@@ -42,8 +42,7 @@ class Region:
         """The label's mask (bool), shape of the box; shape (0, 0, 0) when empty."""
         if self.box is None:
             return np.zeros((0, 0, 0), dtype=np.bool_)
-        mask: NDArray[np.bool_] = masks.packed[self.box] & np.uint32(1 << self.bit) != 0
-        return mask
+        return has_bit(masks.packed[self.box], self.bit)
 
 
 def label_regions(masks: Masks) -> tuple[Region, ...]:
@@ -58,10 +57,10 @@ def label_regions(masks: Masks) -> tuple[Region, ...]:
     return tuple(Region(label, bit, _box(profiles, bit)) for bit, label in enumerate(masks.labels))
 
 
-def _box(profiles: tuple[NDArray[np.uint32], ...], bit: int) -> Box | None:
+def _box(profiles: tuple[Packed, ...], bit: int) -> Box | None:
     slices = []
     for profile in profiles:
-        hits = np.flatnonzero(profile & np.uint32(1 << bit))
+        hits = np.flatnonzero(has_bit(profile, bit))
         if hits.size == 0:
             return None
         slices.append(slice(int(hits[0]), int(hits[-1]) + 1))

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,30 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from model_export.errors import ManifestInvalid
+from model_export.bundle import write_bundle
+from model_export.errors import CheckpointRefused, ManifestInvalid
 from model_export.manifest import check_manifest, round_up, schema_text
+from service.inference.bundle import open_bundle
 from service.inference.manifest import Manifest
 from training.checkpoint import Checkpoint
 from training.labels import LABELS
 
 Json = dict[str, Any]
+
+
+def test_the_text_encoders_weights_and_the_names_are_stated_where_the_features_state_them(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    prompts = tuple(label.prompt for label in LABELS)
+    text = replace(checkpoint.text, weights_sha256="ab" * 32, names=prompts)
+    bundle = write_bundle(replace(checkpoint, text=text), tmp_path, name="viscera-small", version="1.0.0")
+    manifest = open_bundle(bundle).manifest
+    assert manifest.text.weights_sha256 == "ab" * 32
+    assert manifest.text.names == prompts
+    assert f"| text encoder's weights SHA-256 | `{'ab' * 32}` |" in (bundle / "MODEL_CARD.md").read_text()
+    fewer = replace(checkpoint, text=replace(text, names=prompts[1:]))
+    with pytest.raises(CheckpointRefused, match="features are of 31 names, the head has 32 rows"):
+        write_bundle(fewer, tmp_path, name="viscera-small", version="1.0.1")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +86,7 @@ def test_values_come_from_the_checkpoint(manifest: Json, checkpoint: Checkpoint)
     assert manifest["sliding_window"]["roi_size"] == [48, 48, 64]
     assert manifest["backbone"]["feature_stride"] == 2
     assert manifest["text"]["embedding_sha256"] == checkpoint.text.sha256
+    assert (manifest["text"]["weights_sha256"], manifest["text"]["names"]) == (None, [])
     assert manifest["training"] == {
         "data": "procedural phantoms, seeds 0 to 9",
         "steps": 7,

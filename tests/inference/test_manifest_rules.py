@@ -37,6 +37,26 @@ def test_the_exporters_schema_accepts_it_too(tiny_path: Path) -> None:
     jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(read_manifest(tiny_path))
 
 
+def addition(label: str) -> dict[str, Any]:
+    return {
+        "label": label,
+        "base": {"name": "viscera-tiny", "version": "0.9.0", "sha256": "a" * 64},
+        "heads": "kept",
+        "trained": False,
+        "checkpoint_sha256": "b" * 64,
+        "text": {"name": "Bone", "source": "by hand", "embedding_sha256": "c" * 64, "weights_sha256": None},
+    }
+
+
+def test_an_appended_label_says_where_it_came_from(tiny_path: Path) -> None:
+    manifest = read_manifest(tiny_path)
+    assert parse(manifest).additions == ()  # bundles from before have no such key
+    manifest["additions"] = [addition("bone")]
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(manifest)
+    (bone,) = parse(manifest).additions
+    assert (bone.label, bone.trained, bone.base.version) == ("bone", False, "0.9.0")
+
+
 def _set(*path: str | int, to: object) -> Callable[[dict[str, Any]], None]:
     def change(manifest: dict[str, Any]) -> None:
         part: Any = manifest
@@ -87,6 +107,10 @@ def _set(*path: str | int, to: object) -> Callable[[dict[str, Any]], None]:
         (_set("sliding_window", "roi_size", to=[32, 32, 40]), "roi_size"),
         (_set("sliding_window", "overlap", to=1.0), "overlap"),
         (_set("backbone", "feature_stride", to=3), "feature_stride"),
+        (_set("text", "weights_sha256", to="0" * 63), "weights_sha256"),
+        (_set("text", "names", to=[""]), "names"),
+        (_set("additions", to=[addition("spleen")]), "label spleen is not among the labels"),
+        (_set("additions", to=[addition("bone") | {"heads": "some"}]), "heads"),
         (_set("precisions", to=[]), "precisions"),
         (_set("precisions", 0, "file", to="other.onnx"), "other.onnx is not among the files"),
         (_set("precisions", 0, "file", to="../backbone.onnx"), "file"),
@@ -106,8 +130,8 @@ def test_an_invariant_that_does_not_hold_is_refused(
 def test_more_labels_than_bits_are_refused(tiny_path: Path) -> None:
     manifest = read_manifest(tiny_path)
     bone = manifest["labels"][1]
-    manifest["labels"] = [{**bone, "index": n, "name": f"bone_{n}"} for n in range(1, 34)]
-    with pytest.raises(ValidationError, match="at most 32"):
+    manifest["labels"] = [{**bone, "index": n, "name": f"bone_{n}"} for n in range(1, 66)]
+    with pytest.raises(ValidationError, match="at most 64"):
         parse(manifest)
 
 

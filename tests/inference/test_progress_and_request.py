@@ -3,8 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
+from service.inference.manifest import MAX_LABELS
 from service.progress import Stage, no_progress, overall_percent
-from service.request import PostProcessing, SegmentationRequest
+from service.request import MAX_TARGETS, PostProcessing, SegmentationRequest
 
 
 def test_percent_rises_from_nothing_to_all_through_every_stage() -> None:
@@ -27,6 +28,11 @@ def test_a_request_leaves_everything_to_the_bundle_by_default() -> None:
     assert SegmentationRequest() == SegmentationRequest(
         targets=None, overlap=None, postprocessing=PostProcessing.VISCERA
     )
+
+
+def test_each_label_of_the_largest_model_can_be_named() -> None:
+    assert MAX_TARGETS == MAX_LABELS
+    assert len(SegmentationRequest(targets=tuple(f"label_{n}" for n in range(MAX_LABELS))).targets or ()) == 64
 
 
 @pytest.mark.parametrize(

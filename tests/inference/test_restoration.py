@@ -254,13 +254,13 @@ def test_fragments_beside_a_lesion_are_dropped() -> None:
         packed[corner : corner + edge, 4 : 4 + edge, 4 : 4 + edge] |= 4
     mirrored = packed[::-1, :, ::-1]  # as a scan in LPS is seen
     box = (slice(0, 18), slice(3, 10), slice(0, 12))
-    rest = _without_fragments(mirrored, np.uint32(4), box, 8.0)
+    rest = _without_fragments(mirrored, 2, box, 8.0)
     assert rest is not None
     assert (packed & 4).astype(bool).sum() == 27 + 8
     assert (mirrored[rest] & 4).astype(bool).sum() == 27 + 8
     assert [side.stop - side.start for side in rest] == [9, 3, 3]
     assert (packed & 1).all()
-    assert _without_fragments(mirrored, np.uint32(4), box, 28.0) is None
+    assert _without_fragments(mirrored, 2, box, 28.0) is None
     assert not (packed & 4).any()
 
 
@@ -298,6 +298,31 @@ def test_equal_input_gives_an_equal_hash_and_other_masks_another(tiny_model: Mod
     digests = [other.sha256 for other in others]
     assert masks.sha256 not in digests
     assert digests[0] == digests[3]  # memory order is not content
+
+
+@pytest.mark.parametrize(("count", "word"), [(32, np.uint32), (33, np.uint64), (64, np.uint64)])
+def test_every_one_of_many_labels_has_its_own_bit(tiny_model: Model, count: int, word: type[np.generic]) -> None:
+    """Label n is a sphere of 6 + 0.2 n mm: each comes back as it does alone, the last one as well as the first."""
+    geometry = Geometry((30, 24, 28), np.diag([-2.0, 2.0, 2.0, 1.0]))
+    one = sphere_logits(tiny_model, geometry, 2, 6.0)
+    (liver,) = one.labels
+    labels = tuple(liver.model_copy(update={"index": n + 1, "name": f"sphere_{n}"}) for n in range(count))
+    values = np.concatenate([one.values + np.float32(0.2 * n) for n in range(count)])
+    masks = restore_masks(replace(one, values=values, labels=labels), labels, onto=geometry, mask_interpolation=LINEAR)
+
+    assert masks.packed.dtype == word
+    for n in (0, 30, 31, 32, 62, 63)[: 3 if count == 32 else 4 if count == 33 else 6]:
+        alone = restore_masks(
+            replace(one, values=values[n : n + 1], labels=labels[n : n + 1]),
+            labels[n : n + 1],
+            onto=geometry,
+            mask_interpolation=LINEAR,
+        )
+        np.testing.assert_array_equal(masks.mask(f"sphere_{n}"), alone.mask(f"sphere_{n}"))
+    assert masks.mask(f"sphere_{count - 1}").sum() > masks.mask("sphere_0").sum() > 0
+    without_the_last = masks.packed.copy()
+    without_the_last &= ~word(1 << count - 1)
+    assert replace(masks, packed=without_the_last).sha256 != masks.sha256
 
 
 def test_progress_is_told_after_each_label(tiny_model: Model) -> None:

@@ -132,6 +132,27 @@ def test_fortran_and_c_order_write_the_same(tmp_path):
     )
 
 
+def test_labels_beyond_the_32nd_are_measured_and_written_like_the_first(tmp_path):
+    """The labels of the other tests behind 32 empty ones: all their bits lie in the upper half of a uint64."""
+    fillers = tuple(organ(100 + n, f"filler_{n}", (9, 9, 9), "78961009") for n in range(32))
+    results = []
+    for folder, labels in (("few", LABELS), ("many", fillers + LABELS)):
+        volume, masks = scan(np.zeros(SHAPE, np.int16), PAINTED, AFFINE, labels=labels)
+        findings = measure(volume, masks, PROVENANCE)
+        write_artifacts(tmp_path / folder, volume, masks, findings)
+        results.append(findings)
+    few, many = results
+    assert many.lesions == few.lesions
+    assert many.lesions[0].host_organ == "liver"
+    assert many.lesion_labels == few.lesion_labels
+    assert many.organs[32:] == few.organs
+    assert not any(one.present for one in many.organs[:32])
+    for name in ("masks/liver_tumor.nii.gz", "masks/liver.nii.gz"):
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "few" / name).read_bytes()
+    maps = [np.asarray(nib.load(tmp_path / folder / "segmentation.nii.gz").dataobj) for folder in ("few", "many")]
+    np.testing.assert_array_equal(maps[1], maps[0])
+
+
 def test_large_indices_need_two_bytes(tmp_path):
     labels = (organ(300, "liver", (200, 100, 100), "10200004"),)
     volume, masks = scan(np.zeros(SHAPE, np.int16), PAINTED, AFFINE, labels=labels)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from service.imaging.geometry import Geometry
 from service.imaging.volume import SourceFormat, Volume
 from service.inference.manifest import Code, Label, LabelKind
-from service.inference.masks import LesionProbability, Masks
+from service.inference.masks import LesionProbability, Masks, bit_mask, empty_packed
 from service.reporting.regions import label_regions
 from service.reporting.schema import BundleReference, Provenance
 
@@ -77,10 +77,10 @@ def scan(
 ) -> tuple[Volume, Masks]:
     """A volume and its masks; the affine defaults to RAS with voxels of 1 mm."""
     geometry = Geometry(hu.shape, np.eye(4) if affine is None else affine)
-    packed = np.zeros(hu.shape, dtype=np.uint32)
+    packed = empty_packed(hu.shape, len(labels))
     for bit, label in enumerate(labels):
         if label.name in painted:
-            packed[painted[label.name]] |= np.uint32(1 << bit)
+            packed[painted[label.name]] |= bit_mask(packed, bit)
     source = SourceFormat.NIFTI if sop_instance_uids is None else SourceFormat.DICOM
     masks = Masks(labels, packed, geometry, {})
     stored = {

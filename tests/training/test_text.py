@@ -22,8 +22,10 @@ from training.text import (
     TextProvenance,
     embedding_sha256,
     random_text_embedding,
+    read_features,
     read_text_embedding,
     whiten,
+    whiten_like,
     write_text_embedding,
 )
 
@@ -139,7 +141,8 @@ def test_wrong_shape_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
     torch.save(torch.zeros(shape), tmp_path / "text.pth")
     with pytest.raises(TextEmbeddingError) as refused:
         read_text_embedding(tmp_path / "text.pth")
-    assert str(refused.value) == f"text.pth holds {shape}; needed: (32, 512)."
+    needed = "(32, 512)" if shape[1:] == (512,) else "(names, 512)"
+    assert str(refused.value) == f"text.pth holds {shape}; needed: {needed}."
 
 
 def test_something_else_than_a_tensor_is_refused(tmp_path: Path) -> None:
@@ -237,3 +240,27 @@ def test_whitened_rows_are_orthogonal_and_a_linear_image_of_the_raw_ones():
     assert torch.allclose(centred @ linear_map, whitened.double(), atol=1e-4)
     assert "whitened" in provenance.encoder
     assert provenance.sha256 == embedding_sha256(whitened) != text.sha256
+
+
+def test_other_rows_are_whitened_by_the_same_linear_map():
+    """A mean of two rows becomes the mean of their whitened rows; what is orthogonal to all rows is lost."""
+    embedding, text = random_text_embedding(3)
+    whitened, _ = whiten(embedding, text)
+    torch.testing.assert_close(whiten_like(embedding, embedding), whitened, rtol=0, atol=1e-4)
+    between = (embedding[4:5] + embedding[9:10]) / 2
+    _, _, right = torch.linalg.svd(embedding, full_matrices=True)
+    beside = between + 3.0 * right[-1]
+    for row in (between, beside):
+        torch.testing.assert_close(whiten_like(row, embedding), (whitened[4:5] + whitened[9:10]) / 2, rtol=0, atol=1e-3)
+
+
+def test_features_of_any_names_are_read(embedding: torch.Tensor, tmp_path: Path) -> None:
+    given = TextProvenance("CLIP", "a {}", "our own", "", "ab" * 32, ("Uterus", "Milz"))
+    write_text_embedding(tmp_path / "two.safetensors", embedding[:2], given)
+    rows, text = read_features(tmp_path / "two.safetensors")
+    torch.testing.assert_close(rows, embedding[:2], rtol=0, atol=0)
+    assert (text.encoder, text.weights_sha256, text.names) == ("CLIP", "ab" * 32, ("Uterus", "Milz"))
+    torch.save(embedding[:2], tmp_path / "two.pth")
+    assert read_features(tmp_path / "two.pth")[1].encoder == "unknown"
+    torch.save(embedding, tmp_path / "all.pth")
+    assert read_features(tmp_path / "all.pth")[1].encoder == "CLIP ViT-B/32"

@@ -93,9 +93,10 @@ class UniversalModel(nn.Module):
         """The controller's image part W_image (153,256)."""
         return self.controller.weight[:, :EMBEDDING_CHANNELS]
 
-    def text_rows(self) -> Tensor:
-        """The controller's text part with its bias, one row per label: (C,153)."""
-        text = self.text_embedding
+    def text_rows(self, text: Tensor | None = None) -> Tensor:
+        """The controller's text part with its bias, one row per label: (C,153); or those of other text features."""
+        if text is None:
+            text = self.text_embedding
         if self.text_to_vision is not None:
             text = torch.relu(self.text_to_vision(text))
         return functional.linear(text, self.controller.weight[:, EMBEDDING_CHANNELS:], self.controller.bias)
