@@ -6,7 +6,8 @@
     │   ├── CheckpointUnsafe       more than tensors and plain values in it: loading could run code
     │   ├── NetworkUnknown         the weights of a network that is not known here
     │   └── KeysMismatch           keys that are missing, left over or of another shape; names them
-    ├── ParityError         an engine does not reproduce the torch model on the exported graph
+    ├── ScanRefused         a CT to measure on that cannot be read, or shows nothing
+    ├── ParityError         an engine does not reproduce the torch model on the exported graph, in float32
     ├── ManifestInvalid     the manifest does not follow bundle.schema.json
     ├── BundleExists        a bundle of that name and version is there already
     └── BundleDamaged       a bundle that was to be verified lacks a file, or a file differs from its manifest
@@ -37,6 +38,10 @@ class NetworkUnknown(CheckpointRefused):
 
 class KeysMismatch(CheckpointRefused):
     """The weights are nearly those of a known network: some are missing, left over or of another shape."""
+
+
+class ScanRefused(ExportError):
+    """The scan to measure on cannot be read."""
 
 
 class ParityError(ExportError):
