@@ -29,6 +29,7 @@ def write_half(fp32_path: Path, path: Path) -> None:
     exact = sorted({node.op_type for node in graph.graph.node} - _HALF)
     half = convert(graph, keep_io_types=True, op_block_list=exact)
     half.graph.ClearField("value_info")
+    _join_casts(half.graph)
     _sort(half.graph)
     onnx.checker.check_model(half, full_check=True)
     path.write_bytes(half.SerializeToString(deterministic=True))
@@ -45,6 +46,32 @@ def _converter() -> Callable[..., onnx.ModelProto]:
         sys.path[:] = search_path  # the package appends itself
     converter: Callable[..., onnx.ModelProto] = convert_float_to_float16
     return converter
+
+
+def _join_casts(graph: onnx.GraphProto) -> None:
+    """Lets a float32 node read another's result directly.
+
+    The converter casts every result to float16 and back, also between two nodes that stay float32: a variance above
+    65504 would become infinite inside a norm.
+    """
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+    before = {cast.output[0]: cast.input[0] for cast in casts if cast.attribute[0].i == onnx.TensorProto.FLOAT16}
+    outputs = {value.name for value in graph.output}
+    direct: dict[str, str] = {}
+    for cast in casts:
+        if cast.attribute[0].i != onnx.TensorProto.FLOAT or cast.input[0] not in before:
+            continue
+        if cast.output[0] in outputs:
+            cast.CopyFrom(onnx.helper.make_node("Identity", [before[cast.input[0]]], list(cast.output), cast.name))
+        else:
+            direct[cast.output[0]] = before[cast.input[0]]
+    for node in graph.node:
+        node.input[:] = [direct.get(name, name) for name in node.input]
+    joined = [node for node in graph.node if node.output[0] not in direct]
+    read = {name for node in joined for name in node.input} | outputs
+    kept = [node for node in joined if node.op_type != "Cast" or node.output[0] in read]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _sort(graph: onnx.GraphProto) -> None:
