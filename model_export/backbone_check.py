@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.errors import BackboneDiffers, ExportError
+from model_export.engines import available_engines, open_backbone
+from model_export.errors import BackboneDiffers
 from model_export.head import FoldedHead
-from model_export.parity import FP32_TOLERANCE, available_engines, open_backbone, relative_error
+from model_export.parity import relative_error
+from model_export.precisions import FP32
 from training.networks.universal import UniversalModel
 
 Array = NDArray[np.float32]
@@ -42,13 +44,10 @@ def check_backbone(
 
     Raises BackboneDiffers when they are not the same within the tolerance of an export, ExportError without an engine.
     """
-    engines = available_engines()
-    if not engines:
-        raise ExportError("Parity needs an engine: install onnxruntime or openvino (the extra `cpu`).")
     expected = {name: backbone_outputs(model, window) for name, window in windows.items()}
     parities = []
-    for engine in engines:
-        run = open_backbone(engine, onnx_path)
+    for engine in available_engines():
+        run = open_backbone(engine, onnx_path, FP32)
         errors = []
         for name, window in windows.items():
             found = run(window)
@@ -63,9 +62,10 @@ def check_backbone(
 
 
 def _check(error: float, what: str, engine: str, window: str) -> None:
-    if not error <= FP32_TOLERANCE:  # NaN is no larger than anything
+    allowed = FP32.max_relative_error
+    if allowed is not None and not error <= allowed:  # NaN is no larger than anything
         raise BackboneDiffers(
             f"The backbone of the checkpoint is not that of the bundle: its {what} differ by {error:.1e} of the "
-            f"largest from those of {engine} on the window {window!r}; allowed: {FP32_TOLERANCE:.0e}. Train with the "
+            f"largest from those of {engine} on the window {window!r}; allowed: {allowed:.0e}. Train with the "
             "backbone frozen, its norms' statistics too, or export the checkpoint as a bundle of its own."
         )

@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,9 +15,9 @@ import torch
 
 from model_export.card import INTENDED_USE, CardFacts, on_phantoms, render_card
 from model_export.errors import BundleExists, CheckpointRefused, ExportError
-from model_export.head import fold_head, write_head
+from model_export.half import write_half
+from model_export.head import FoldedHead, fold_head, write_head
 from model_export.manifest import (
-    BACKBONE_FILE,
     CARD_FILE,
     HEAD_FILE,
     LICENCE_FILE,
@@ -30,10 +30,13 @@ from model_export.manifest import (
     file_entry,
     manifest_bytes,
     schema_text,
+    thresholds_of,
 )
 from model_export.onnx import export_backbone
-from model_export.parity import FP32_TOLERANCE, EngineParity, check_parity, measure_parity, parity_windows
+from model_export.parity import PrecisionParity, Reference, check_parity, measure_precision, torch_reference
+from model_export.precisions import DEFAULT_PRECISIONS, FP32, Precision
 from model_export.sample import Sample, make_sample, write_sample
+from model_export.windows import measuring_windows, synthetic_windows
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.labels import BY_NAME
 from training.text import embedding_sha256
@@ -72,21 +75,25 @@ def write_bundle(
     version: str,
     texts: BundleTexts | None = None,
     created: datetime | None = None,
-    tolerance: float = FP32_TOLERANCE,
+    precisions: Sequence[Precision] = DEFAULT_PRECISIONS,
+    scan: Path | None = None,
     force: bool = False,
 ) -> Path:
-    """The folder `out_dir/<name>-<version>` of the new bundle. Only `created` differs between two writings.
+    """The folder `out_dir/<name>-<version>` of the new bundle. Between two writings `created` and seconds differ.
 
-    Raises CheckpointRefused, ParityError, ManifestInvalid, BundleExists (unless `force`) or ExportError, and then
-    leaves `out_dir` with the bundles that it had.
+    Of `precisions`, fp32 first, those are offered that hold their tolerance on windows of the `scan` (None: a phantom);
+    the card says which do not. Raises CheckpointRefused, ScanRefused, ParityError (fp32 does not hold),
+    ManifestInvalid, BundleExists (unless `force`) or ExportError, and then leaves `out_dir` with the bundles it had.
     """
     check_name(name, version)
     target = out_dir / f"{name}-{version}"
     if target.exists() and not force:
         raise BundleExists(f"{target.name} exists already in {out_dir}; give another version, or force to replace it.")
     check_exportable(checkpoint)
+    created = created or creation_time(os.environ)
     with drafted(target) as draft:
-        _fill(draft, checkpoint, name, version, texts or BundleTexts(), created or creation_time(os.environ), tolerance)
+        parities = _write_network(draft, checkpoint, precisions, scan)
+        _write_rest(draft, checkpoint, name, version, texts or BundleTexts(), created, parities)
     return target
 
 
@@ -171,17 +178,16 @@ def bundle_bytes(bundle: Path) -> int:
     return sum(path.stat().st_size for path in bundle.iterdir())
 
 
-def _fill(
+def _write_rest(
     draft: Path,
     checkpoint: Checkpoint,
     name: str,
     version: str,
     texts: BundleTexts,
     created: datetime,
-    tolerance: float,
+    parities: Sequence[PrecisionParity],
 ) -> None:
-    """Writes every file of the bundle into `draft`, the manifest last."""
-    parities = _write_network(draft, checkpoint, tolerance)
+    """Writes what people read, and last the manifest."""
     training = stated_training(checkpoint, texts.trained_on)
     trained_on = str(training["data"])
     description = texts.description or _description(checkpoint, trained_on)
@@ -215,19 +221,36 @@ def _fill(
     (draft / MANIFEST_FILE).write_bytes(manifest_bytes(manifest))
 
 
-def _write_network(draft: Path, checkpoint: Checkpoint, tolerance: float) -> tuple[EngineParity, ...]:
-    """Writes graph, head and sample, and measures the graph as it lies on disk. Raises ParityError."""
+def _write_network(
+    draft: Path, checkpoint: Checkpoint, precisions: Sequence[Precision], scan: Path | None
+) -> tuple[PrecisionParity, ...]:
+    """Writes sample, head and graph, and measures each precision as it lies on disk. Raises ParityError."""
     model, config = checkpoint.model, checkpoint.config
-    export_backbone(model, draft / BACKBONE_FILE)
-    head = fold_head(model)
-    write_head(head, draft / HEAD_FILE)
-    windows = parity_windows(config, model.backbone.size_multiple)
-    parities = measure_parity(model, draft / BACKBONE_FILE, head, windows, tolerance)
-    check_parity(parities)
     sample = make_sample(model, config)
     check_sample(sample)
     write_sample(sample, draft / SAMPLE_FILE)
-    return parities
+    measuring = measuring_windows(config, scan)
+    head = fold_head(model)
+    write_head(head, draft / HEAD_FILE)
+    export_backbone(model, draft / FP32.file)
+    reference = torch_reference(model, synthetic_windows(config, model.backbone.size_multiple, sample), measuring)
+    thresholds = thresholds_of(checkpoint)
+    return tuple(_write_precision(draft, precision, head, reference, thresholds) for precision in precisions)
+
+
+def _write_precision(
+    draft: Path, precision: Precision, head: FoldedHead, reference: Reference, thresholds: Mapping[str, float]
+) -> PrecisionParity:
+    """Measures one precision, whose file stays only if it is offered. Raises ParityError when fp32 does not hold."""
+    path = draft / precision.file
+    if not path.exists():
+        write_half(draft / FP32.file, path)
+    parity = measure_precision(precision, path, head, reference, thresholds)
+    if precision.name == FP32.name:
+        check_parity(parity)
+    elif not parity.offered and precision.file != FP32.file:
+        path.unlink()
+    return parity
 
 
 def check_sample(sample: Sample) -> None:

@@ -6,7 +6,7 @@ from importlib import resources
 from string import Template
 
 from model_export.manifest import JsonObject, exported_parameters
-from model_export.parity import EngineParity
+from model_export.parity import EngineParity, PrecisionParity, dice_text
 from training.checkpoint import NOT_CALIBRATED, Calibration, Checkpoint
 from training.labels import BY_NAME
 
@@ -41,7 +41,7 @@ class CardFacts:
     trained_on: str
     evaluation: str | None
     training: JsonObject
-    parities: tuple[EngineParity, ...]
+    parities: Sequence[PrecisionParity]
 
 
 def on_phantoms(trained_on: str) -> bool:
@@ -78,6 +78,7 @@ def render_card(checkpoint: Checkpoint, facts: CardFacts) -> str:
         labels=_label_table(checkpoint.label_names),
         training=_training_table(checkpoint.sha256, facts.training),
         evaluation=(facts.evaluation or NOT_EVALUATED).strip(),
+        windows=_windows(facts.parities),
         parity=_parity_table(facts.parities),
         limits=_PHANTOM_LIMITS if phantoms else _OTHER_LIMITS,
         thresholds=_calibration_note(checkpoint.calibration),
@@ -117,9 +118,31 @@ def _training_table(checkpoint_sha256: str, training: JsonObject) -> str:
     return table(("", ""), [*rows, ("checkpoint SHA-256", f"`{checkpoint_sha256}`")])
 
 
-def _parity_table(parities: Iterable[EngineParity]) -> str:
-    rows = [(parity.engine, f"{parity.max_relative_error:.0e}", f"{parity.tolerance:.0e}") for parity in parities]
-    return table(("engine", "error", "allowed"), rows)
+def _windows(parities: Iterable[PrecisionParity]) -> str:
+    first = next(engine for parity in parities for engine in parity.measured)
+    return f"{first.windows} windows of a {'CT' if first.source == 'scan' else 'phantom'}"
+
+
+def _parity_table(parities: Iterable[PrecisionParity]) -> str:
+    """A row for each precision and engine, those that are not offered too."""
+    rows: list[Sequence[str]] = []
+    for parity in parities:
+        name = parity.precision.name
+        rows += [_parity_row(engine) for engine in parity.measured]
+        rows += [(name, engine, "", "", "", f"no: {reason}") for engine, reason in parity.unable.items()]
+    return table(("precision", "engine", "error of logits", "lowest Dice", "time, torch = 1", "offered"), rows)
+
+
+def _parity_row(parity: EngineParity) -> Sequence[str]:
+    lowest = "-" if parity.lowest_dice is None else f"{dice_text(parity.lowest_dice[1])} ({parity.lowest_dice[0]})"
+    return (
+        parity.precision.name,
+        parity.engine,
+        f"{parity.max_relative_error:.0e}",
+        lowest,
+        f"{parity.seconds / parity.torch_seconds:.2f}",
+        "yes" if parity.fault is None else f"no: {parity.fault}",
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -11,6 +11,9 @@ from rich.status import Status
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from model_export.manifest import JsonObject
+    from model_export.parity import EngineParity
+    from model_export.precisions import Precision
     from model_export.verify import Check
 
 FAILED = 2  # the exit code when no bundle was written, or one does not hold
@@ -27,6 +30,8 @@ _Version = Annotated[str, typer.Option(help="Semantic version.")]
 _Evaluation = Annotated[Path | None, typer.Option(help="Markdown for the model card.")]
 _Description = Annotated[str | None, typer.Option(help="One sentence about the model.")]
 _TrainedOn = Annotated[str | None, typer.Option(help="The data, if the checkpoint does not say.")]
+_Precisions = Annotated[str, typer.Option(help="What the bundle should offer, of fp32, fp16 and bf16, by comma.")]
+_Scan = Annotated[Path | None, typer.Option(help="A CT to measure on, NIfTI or DICOM folder; else a phantom.")]
 _Force = Annotated[bool, typer.Option("--force", help="Replace a bundle of that name and version.")]
 
 
@@ -41,11 +46,14 @@ def bundle(
     trained_on: _TrainedOn = None,
     licence: Annotated[str, typer.Option(help="SPDX identifier of the weights' licence.")] = "Apache-2.0",
     licence_file: Annotated[Path | None, typer.Option(help="Its text; needed for any but Apache-2.0.")] = None,
+    precisions: _Precisions = "fp32,bf16",
+    scan: _Scan = None,
     force: _Force = False,
 ) -> None:
     """Write a bundle: backbone as ONNX, folded head, manifest, sample, model card; refused if anything is off."""
     try:
         from model_export.bundle import APACHE_2, BundleTexts, apache_2_text, read_checkpoint, write_bundle
+        from model_export.precisions import precisions_of
     except ModuleNotFoundError as error:
         _fail_without(error)
     from model_export.errors import ExportError
@@ -53,6 +61,7 @@ def bundle(
     if licence != APACHE_2 and licence_file is None:
         _fail(f"The licence {licence} needs its text: give --licence-file.")
     try:
+        asked = precisions_of(precisions.split(","))
         texts = BundleTexts(
             description=description,
             trained_on=trained_on,
@@ -62,10 +71,13 @@ def bundle(
         )
         with _exporting(checkpoint):
             source = read_checkpoint(checkpoint)
-            written = write_bundle(source, out, name=name, version=version, texts=texts, force=force)
+            written = write_bundle(
+                source, out, name=name, version=version, texts=texts, precisions=asked, scan=scan, force=force
+            )
     except (ExportError, OSError, UnicodeDecodeError) as error:
         _fail(str(error))
     _print_files(written)
+    _print_precisions(written, asked)
 
 
 @app.command("import")
@@ -81,17 +93,21 @@ def import_(
         str | None, typer.Option(help="SPDX identifier; as published (CC-BY-NC-ND-4.0) if not given.")
     ] = None,
     licence_file: Annotated[Path | None, typer.Option(help="Its text; needed for a licence of your own.")] = None,
+    precisions: _Precisions = "fp32,bf16",
+    scan: _Scan = None,
     force: _Force = False,
 ) -> None:
     """Write a bundle of published weights of the CLIP-Driven Universal Model, recognised by their keys."""
     try:
         from model_export.bundle import BundleTexts, write_bundle
         from model_export.importing import import_checkpoint, licence_text
+        from model_export.precisions import precisions_of
     except ModuleNotFoundError as error:
         _fail_without(error)
     from model_export.errors import ExportError
 
     try:
+        asked = precisions_of(precisions.split(","))
         with _exporting(checkpoint):
             imported = import_checkpoint(checkpoint)
             spdx = licence or imported.licence
@@ -102,10 +118,14 @@ def import_(
                 licence=spdx,
                 licence_text=_read_text(licence_file) or licence_text(spdx),
             )
-            written = write_bundle(imported.checkpoint, out, name=name, version=version, texts=texts, force=force)
+            source = imported.checkpoint
+            written = write_bundle(
+                source, out, name=name, version=version, texts=texts, precisions=asked, scan=scan, force=force
+            )
     except (ExportError, OSError, UnicodeDecodeError) as error:
         _fail(str(error))
     _print_files(written)
+    _print_precisions(written, asked)
 
 
 @app.command("add-label")
@@ -173,12 +193,36 @@ def _print_files(bundle: Path) -> None:
     _out.print(f"{bundle}  {sum(sizes.values()) / 1e6:.2f} MB", soft_wrap=True, markup=False, highlight=False)
 
 
+def _print_precisions(bundle: Path, asked: "Iterable[Precision]") -> None:
+    """What the bundle offers, and what it was asked for and does not."""
+    from model_export.verify import read_manifest
+
+    table = Table("precision", "engine", "error of logits", "lowest Dice", "time, torch = 1", box=None)
+    entries = {entry["name"]: entry for entry in read_manifest(bundle)["precisions"]}
+    for name, entry in entries.items():
+        for parity in entry["parity"]:
+            lowest, ratio = parity["masks"]["lowest_dice"], _ratio(parity)
+            dice = "-" if lowest is None else f"{lowest:.4f}"
+            table.add_row(name, parity["engine"], f"{parity['max_relative_error']:.1e}", dice, ratio)
+    _out.print(table)
+    for precision in asked:
+        if precision.name not in entries:
+            _out.print(f"{precision.name} is not offered; MODEL_CARD.md says why.", style="yellow")
+
+
+def _ratio(parity: "JsonObject") -> str:
+    """Seconds of an entry of the manifest relative to torch; a bundle may state none."""
+    seconds, torch_seconds = (parity.get(key) for key in ("seconds_per_window", "torch_seconds_per_window"))
+    return f"{seconds / torch_seconds:.2f}" if seconds and torch_seconds else "-"
+
+
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
     checkpoint: Annotated[Path, typer.Option(help="The checkpoint or published weights it was written from.")],
+    scan: _Scan = None,
 ) -> None:
-    """Hold a bundle against its checkpoint: hashes, schema, head, sample, and the parity of every engine again."""
+    """Hold a bundle against its checkpoint: hashes, schema, head, sample, and every precision on every engine again."""
     try:
         from model_export.verify import verify_bundle
     except ModuleNotFoundError as error:
@@ -187,21 +231,43 @@ def verify(
 
     try:
         with _err.status(f"Verifying {escape(bundle.name)}"):
-            checks = verify_bundle(bundle, checkpoint)
+            verification = verify_bundle(bundle, checkpoint, scan)
     except (ExportError, OSError) as error:
         _fail(str(error))
-    _out.print(_check_table(checks))
-    failed = [check.subject for check in checks if not check.passed]
-    if failed:
-        _fail(f"{bundle.name} does not hold against {checkpoint.name}: {', '.join(failed)}.")
+    _out.print(_check_table(verification.checks))
+    _out.print(_parity_table(verification.parities))
+    for subject in verification.not_measured:
+        _out.print(f"Not measured: {subject}.", style="yellow", highlight=False, soft_wrap=True)
+    if verification.failures:
+        _fail(f"{bundle.name} does not hold against {checkpoint.name}: {', '.join(verification.failures)}.")
 
 
 def _check_table(checks: "Iterable[Check]") -> Table:
     table = Table("check", "relative error", "allowed", "")
     for check in checks:
-        verdict = "[green]ok[/green]" if check.passed else "[red]off[/red]"
-        table.add_row(check.subject, f"{check.measured:.1e}", f"{check.allowed:.0e}", verdict)
+        table.add_row(check.subject, f"{check.measured:.1e}", f"{check.allowed:.0e}", _verdict(check.passed))
     return table
+
+
+def _parity_table(parities: "Iterable[EngineParity]") -> Table:
+    table = Table("precision", "engine", "error of logits", "allowed", "lowest Dice", "needed", "time, torch = 1", "")
+    for parity in parities:
+        precision, lowest = parity.precision, parity.lowest_dice
+        table.add_row(
+            precision.name,
+            parity.engine,
+            f"{parity.max_relative_error:.1e}",
+            "" if precision.max_relative_error is None else f"{precision.max_relative_error:.0e}",
+            "-" if lowest is None else f"{lowest[1]:.4f}",
+            "" if precision.least_dice is None else f"{precision.least_dice:g}",
+            f"{parity.seconds / parity.torch_seconds:.2f}",
+            _verdict(parity.holds),
+        )
+    return table
+
+
+def _verdict(passed: bool) -> str:
+    return "[green]ok[/green]" if passed else "[red]off[/red]"
 
 
 def _fail(sentence: str) -> NoReturn:

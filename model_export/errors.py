@@ -9,7 +9,8 @@
     │   └── BackboneDiffers        its backbone is not that of the bundle that a label is added to
     ├── LabelRefused        a label that cannot be described, or that the bundle has or cannot hold
     ├── EmbeddingRefused    text features that give no row for the checkpoint's controller
-    ├── ParityError         an engine does not reproduce the torch model on the exported graph
+    ├── ScanRefused         a CT to measure on that cannot be read, or shows nothing
+    ├── ParityError         an engine does not reproduce the torch model on the exported graph, in float32
     ├── ManifestInvalid     the manifest does not follow bundle.schema.json
     ├── BundleExists        a bundle of that name and version is there already
     └── BundleDamaged       a bundle that was to be verified lacks a file, or a file differs from its manifest
@@ -52,6 +53,10 @@ class LabelRefused(ExportError):
 
 class EmbeddingRefused(ExportError):
     """The text features give no row that the checkpoint's controller could read."""
+
+
+class ScanRefused(ExportError):
+    """The scan to measure on cannot be read."""
 
 
 class ParityError(ExportError):

@@ -45,10 +45,12 @@ from model_export.manifest import (
     text_entry,
 )
 from model_export.new_label import NewLabel
-from model_export.parity import parity_windows, relative_error
+from model_export.parity import relative_error
+from model_export.precisions import FP32
 from model_export.sample import Sample, rounded_sample, write_sample
 from model_export.text_row import TextRow, row_from_text, row_of_checkpoint
 from model_export.verify import HEAD_TOLERANCE, check_files, read_arrays, read_manifest
+from model_export.windows import synthetic_windows
 from training.checkpoint import Checkpoint
 from training.labels import BY_NAME
 
@@ -198,7 +200,7 @@ def _extend(base: BaseBundle, checkpoint: Checkpoint, extension: Extension) -> _
     entry = extension.label.entry(base.labels, checkpoint.calibration)
     row = _text_row(extension, checkpoint)
     head, kept = _head(base, checkpoint, row)
-    windows = parity_windows(checkpoint.config, checkpoint.model.backbone.size_multiple)
+    windows = synthetic_windows(checkpoint.config, checkpoint.model.backbone.size_multiple, base.sample)
     parities = check_backbone(checkpoint.model, base.folder / BACKBONE_FILE, head, windows)
     sample, moved = _sample(base, checkpoint, head, kept)
     check_sample(sample)
@@ -283,21 +285,23 @@ def _for_new_heads(label: JsonObject, labels: Mapping[str, JsonObject], checkpoi
 
 
 def _copy_files(base: BaseBundle, draft: Path) -> None:
-    """Every form of the backbone, and the licence of the weights."""
-    for file in {precision["file"] for precision in base.manifest["precisions"]} | {LICENCE_FILE}:
+    """The backbone, and the licence of the weights."""
+    for file in (BACKBONE_FILE, LICENCE_FILE):
         shutil.copyfile(base.folder / file, draft / file)
 
 
-def _with_parity(precision: JsonObject, parities: Iterable[BackboneParity]) -> JsonObject:
-    """A precision with the larger of the errors that were measured for the base and now; now that is fp32 alone."""
-    if precision["name"] != "fp32":
-        return precision
+def _precisions(base: JsonObject, parities: Iterable[BackboneParity]) -> list[JsonObject]:
+    """fp32 with the larger of the errors that were measured for the base and now.
+
+    No other: those are offered for their masks, and nobody has compared the masks of the new label.
+    """
+    (fp32,) = (precision for precision in base["precisions"] if precision["name"] == FP32.name)
     measured = {parity.engine: round_up(parity.max_relative_error) for parity in parities}
     stated = [
         {**parity, "max_relative_error": max(parity["max_relative_error"], measured.get(parity["engine"], 0.0))}
-        for parity in precision["parity"]
+        for parity in fp32["parity"]
     ]
-    return {**precision, "parity": stated}
+    return [{**fp32, "parity": stated}]
 
 
 def _facts(extended: _Extended, name: str, version: str) -> ExtensionFacts:
@@ -331,7 +335,7 @@ def _manifest(extended: _Extended, facts: ExtensionFacts, files: JsonObject, cre
         "description": facts.description,
         "files": files,
         "labels": _labels(extended),
-        "precisions": [_with_parity(precision, extended.parities) for precision in base["precisions"]],
+        "precisions": _precisions(base, extended.parities),
         "text": extended.text,
         "training": extended.training,
         "additions": [*base.get("additions", ()), extended.addition],

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from jsonschema import Draft202012Validator
 
 from model_export.errors import ManifestInvalid
-from model_export.parity import EngineParity
+from model_export.parity import EngineParity, PrecisionParity
 from model_export.rules import companions, rules_by_name
 from training.checkpoint import NOT_CALIBRATED, Calibration, Checkpoint
 from training.config import ModelConfig
@@ -28,7 +28,6 @@ JsonObject: TypeAlias = dict[str, Any]
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
-BACKBONE_FILE = "backbone.onnx"
 HEAD_FILE = "head.safetensors"
 SAMPLE_FILE = "sample.npz"
 CARD_FILE = "MODEL_CARD.md"
@@ -114,19 +113,34 @@ def exported_parameters(model: UniversalModel) -> int:
     return sum(count_parameters(part) for part in (model.backbone, model.feature_head, model.gap))
 
 
-def precision_entry(parities: Iterable[EngineParity]) -> JsonObject:
-    """fp32, with the parity of each engine rounded up to two digits: the third depends on the machine."""
+def precision_entry(parity: PrecisionParity) -> JsonObject:
+    """A precision with the parity of each engine that it is offered for."""
+    precision = parity.precision
     return {
-        "name": "fp32",
-        "file": BACKBONE_FILE,
-        "parity": [
-            {
-                "engine": parity.engine,
-                "max_relative_error": round_up(parity.max_relative_error),
-                "tolerance": parity.tolerance,
-            }
-            for parity in parities
-        ],
+        "name": precision.name,
+        "file": precision.file,
+        "hint": precision.hint,
+        "parity": [_parity_entry(engine) for engine in parity.offered],
+    }
+
+
+def _parity_entry(parity: EngineParity) -> JsonObject:
+    """Errors rounded up to two digits, since the third depends on the machine; Dice rounded down to four."""
+    lowest = parity.lowest_dice
+    return {
+        "engine": parity.engine,
+        "max_relative_error": round_up(parity.max_relative_error),
+        "tolerance": parity.precision.max_relative_error,
+        "max_probability_error": round_up(parity.max_probability_error),
+        "masks": {
+            "source": parity.source,
+            "windows": parity.windows,
+            "tolerance": parity.precision.least_dice,
+            "lowest_dice": None if lowest is None else _round_down(lowest[1]),
+            "dice": {label: _round_down(dice) for label, dice in parity.dice.items()},
+        },
+        "seconds_per_window": float(f"{parity.seconds:.2g}"),
+        "torch_seconds_per_window": float(f"{parity.torch_seconds:.2g}"),
     }
 
 
@@ -136,6 +150,15 @@ def round_up(value: float) -> float:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return float(f"{math.ceil(value / unit) * unit:.1e}")
+
+
+def _round_down(dice: float) -> float:
+    return math.floor(dice * 1e4) / 1e4
+
+
+def thresholds_of(checkpoint: Checkpoint) -> dict[str, float]:
+    """The threshold of each label's probability, in the order of the labels."""
+    return {name: checkpoint.calibration.threshold(name) for name in checkpoint.label_names}
 
 
 def build_manifest(
@@ -148,7 +171,7 @@ def build_manifest(
     intended_use: str,
     licence: str,
     training: JsonObject,
-    parities: Iterable[EngineParity],
+    parities: Iterable[PrecisionParity],
     files: JsonObject,
 ) -> JsonObject:
     """The whole manifest as JSON; `files` maps each file's name to its `file_entry`, `created` is in UTC."""
@@ -181,7 +204,7 @@ def build_manifest(
             "feature_stride": model.feature_stride,
             "parameters": exported_parameters(model),
         },
-        "precisions": [precision_entry(parities)],
+        "precisions": [precision_entry(parity) for parity in parities if parity.offered],
         "text": text_entry(checkpoint.text),
         "training": {**training, "checkpoint_sha256": checkpoint.sha256},
         "additions": [],

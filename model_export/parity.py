@@ -1,62 +1,153 @@
-"""Does the exported graph give the torch model's logits, on every engine there is? Measured, never assumed.
+"""Does the exported graph give the torch model's logits and masks, in every precision, on every engine there is?
 
-Compared are logits after the folded head, so that one number covers the backbone, the head and the folding:
-max |engine - torch| / max |torch| over a window, the worst window counting.
+Measured, never assumed. Compared is what comes out of the folded head, so that one number covers the backbone, the head
+and the folding. Seconds are those of the backbone alone, torch and engine on the same number of threads: the head costs
+the same whatever ran in front of it.
 """
 
-import importlib.util
 import math
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.errors import ExportError, ParityError
+from model_export.engines import THREADS, Array, Backbone, available_engines, open_backbone, reason_against
+from model_export.errors import ParityError
 from model_export.head import FoldedHead
-from model_export.onnx import INPUT_NAME, OUTPUT_NAMES, fixed_window
-from model_export.sample import trunk_window
-from training.config import ModelConfig
-from training.networks.universal import UniversalModel
+from model_export.precisions import Precision
+from model_export.windows import MeasuringWindows, Windows
+from training.networks.universal import UniversalModel, apply_heads
 
-FP32_TOLERANCE = 1e-4
-THREADS = 2  # fixed: the order of additions, hence the last digit, depends on the number of threads
+_Window = TypeVar("_Window")
+_Result = TypeVar("_Result")
 
-Array: TypeAlias = NDArray[np.float32]
-Backbone: TypeAlias = Callable[[Array], tuple[Array, Array]]  # windows -> voxel features, pooled features
-Windows: TypeAlias = Mapping[str, Array]  # what is in it -> (B,1,D,H,W)
+
+@dataclass(frozen=True)
+class Reference:
+    """What torch makes of all windows: `logits` by window, those of measuring windows under their number.
+
+    `seconds` is the median over the measuring windows, for one of them.
+    """
+
+    measuring: MeasuringWindows
+    windows: Windows
+    logits: Windows
+    seconds: float
 
 
 @dataclass(frozen=True)
 class EngineParity:
-    """The worst relative error of one engine, and the window it occurred on. NaN: logits that are not finite."""
+    """How far one engine in one precision is from torch.
 
+    Errors are the worst over all windows; `max_relative_error` is NaN where logits are not finite, and occurred on
+    `worst_window`. `dice` is by label, over the voxels (of the features' grid) of all measuring windows, of which there
+    are `windows`; a label that neither torch nor the engine predicts is not in it. Seconds are for one such window.
+    """
+
+    precision: Precision
     engine: str
     max_relative_error: float
-    window: str
-    tolerance: float
+    worst_window: str
+    max_probability_error: float
+    source: str
+    windows: int
+    dice: Mapping[str, float]
+    seconds: float
+    torch_seconds: float
+
+    @property
+    def lowest_dice(self) -> tuple[str, float] | None:
+        """The label whose masks agree least, and its Dice; None where no label is predicted."""
+        return min(self.dice.items(), key=lambda item: item[1], default=None)
+
+    @property
+    def fault(self) -> str | None:
+        """Why the precision is not within its tolerance on this engine; None: it is."""
+        error, allowed = self.max_relative_error, self.precision.max_relative_error
+        if math.isnan(error):
+            return f"logits are not finite on the window {self.worst_window!r}"
+        if allowed is not None and not error <= allowed:
+            return (
+                f"off by {error:.1e} of the largest logit on the window {self.worst_window!r}; allowed: {allowed:.0e}"
+            )
+        if (needed := self.precision.least_dice) is None:
+            return None
+        if self.lowest_dice is None:
+            return "no label is predicted in any window, so there are no masks to compare"
+        label, dice = self.lowest_dice
+        return None if dice >= needed else f"Dice {dice_text(dice)} of {label}; needed: {needed:g}"
 
     @property
     def holds(self) -> bool:
-        """Whether the error is within the tolerance; an error of NaN is not."""
-        return self.max_relative_error <= self.tolerance
+        """Whether the precision is within its tolerance on this engine."""
+        return self.fault is None
 
 
-def parity_windows(config: ModelConfig, size_multiple: int) -> dict[str, Array]:
-    """Windows that differ in content and batch, in size too where the graph leaves it free; normalised."""
-    low, high = config.output_range
-    fixed = fixed_window(config)
-    small = fixed or (3 * size_multiple,) * 3
-    odd = fixed or (2 * size_multiple, 3 * size_multiple, 4 * size_multiple)
-    noise = np.random.default_rng(7).uniform(low, high, (2, 1, *odd))
-    return {
-        "random": noise.astype(np.float32),
-        "air": np.full((1, 1, *small), low, dtype=np.float32),
-        "trunk": trunk_window(config.roi_size, config),
-    }
+@dataclass(frozen=True)
+class PrecisionParity:
+    """One precision on every installed engine; `unable` says of an engine that was not measured why."""
+
+    precision: Precision
+    measured: tuple[EngineParity, ...]
+    unable: Mapping[str, str]
+
+    @property
+    def offered(self) -> tuple[EngineParity, ...]:
+        """The engines that the bundle may run it with."""
+        return tuple(parity for parity in self.measured if parity.holds)
+
+
+def torch_reference(model: UniversalModel, synthetic: Windows, measuring: MeasuringWindows) -> Reference:
+    """What the model, in eval mode, makes of the windows."""
+    windows = dict(synthetic) | {_numbered(measuring, n): window for n, window in enumerate(measuring.windows)}
+    logits: dict[str, Array] = {}
+    seconds: list[float] = []
+    with torch.inference_mode(), _torch_threads():
+        for name, window in windows.items():
+            (features, pooled), elapsed = _timed(model.backbone_outputs, torch.from_numpy(window))
+            logits[name] = apply_heads(features, model.head_params(pooled)).numpy()
+            if name not in synthetic:
+                seconds.append(elapsed)
+    return Reference(measuring, windows, logits, median(seconds))
+
+
+def measure_precision(
+    precision: Precision,
+    onnx_path: Path,
+    head: FoldedHead,
+    reference: Reference,
+    thresholds: Mapping[str, float],
+) -> PrecisionParity:
+    """The precision on each installed engine; `thresholds` are of the probability, by label, in the head's order.
+
+    Raises ExportError when no engine is installed.
+    """
+    measured: list[EngineParity] = []
+    unable: dict[str, str] = {}
+    for engine in available_engines():
+        if reason := reason_against(engine, precision):
+            unable[engine] = reason
+            continue
+        try:
+            backbone = open_backbone(engine, onnx_path, precision)
+            measured.append(_measure(precision, engine, backbone, head, reference, thresholds))
+        except Exception as error:  # noqa: BLE001  # the engines publish no common exception type
+            unable[engine] = f"cannot run {onnx_path.name}: {(str(error).splitlines() or [''])[0][:200]}"
+    return PrecisionParity(precision, tuple(measured), unable)
+
+
+def check_parity(parity: PrecisionParity) -> None:
+    """Raises ParityError for the first engine that is off or cannot run the graph."""
+    faults = [*parity.unable.items(), *((engine.engine, engine.fault) for engine in parity.measured if engine.fault)]
+    for engine, fault in faults:
+        raise ParityError(f"{engine} in {parity.precision.name}: {fault}.")
 
 
 def relative_error(measured: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
@@ -70,95 +161,95 @@ def relative_error(measured: NDArray[np.floating], reference: NDArray[np.floatin
     return difference / scale
 
 
-def available_engines() -> tuple[str, ...]:
-    """Names of the engines installed here that parity can be measured on."""
-    return tuple(name for name in _OPENERS if importlib.util.find_spec(name) is not None)
+class MaskAgreement:
+    """Dice of the masks of two sets of logits, by label, gathered window by window."""
+
+    def __init__(self, thresholds: Mapping[str, float]) -> None:
+        """`thresholds` of the probability, by label, in the order of the logits; a voxel above it is in the mask."""
+        self._labels = tuple(thresholds)
+        cuts = [math.log(threshold / (1.0 - threshold)) for threshold in thresholds.values()]
+        self._cuts = np.array(cuts, dtype=np.float32).reshape(-1, 1, 1, 1)
+        self._both = np.zeros(len(cuts), dtype=np.int64)
+        self._sum = np.zeros(len(cuts), dtype=np.int64)
+
+    def add(self, logits: Array, reference: Array) -> None:
+        """One more pair of logits (B,C,D,H,W) of the same windows."""
+        mine, theirs = logits > self._cuts, reference > self._cuts
+        axes = (0, 2, 3, 4)
+        self._both += np.count_nonzero(mine & theirs, axis=axes)
+        self._sum += np.count_nonzero(mine, axis=axes) + np.count_nonzero(theirs, axis=axes)
+
+    @property
+    def dice(self) -> dict[str, float]:
+        """By label; one that is empty in both has none."""
+        return {
+            label: 2 * int(both) / int(total)
+            for label, both, total in zip(self._labels, self._both, self._sum, strict=True)
+            if total
+        }
 
 
-def open_backbone(engine: str, onnx_path: Path) -> Backbone:
-    """The graph, ready to run in float32 on the CPU with `THREADS` threads."""
-    return _OPENERS[engine](onnx_path)
-
-
-def measure_parity(
-    model: UniversalModel,
-    onnx_path: Path,
-    head: FoldedHead,
-    windows: Windows,
-    tolerance: float = FP32_TOLERANCE,
-) -> tuple[EngineParity, ...]:
-    """The parity of each installed engine with the model in eval mode. Raises ExportError when none is installed."""
-    engines = available_engines()
-    if not engines:
-        raise ExportError("Parity needs an engine: install onnxruntime or openvino (the extra `cpu`).")
-    references = {name: _torch_logits(model, window) for name, window in windows.items()}
-    return tuple(
-        _worst(engine, open_backbone(engine, onnx_path), head, windows, references, tolerance) for engine in engines
-    )
-
-
-def check_parity(parities: Iterable[EngineParity]) -> None:
-    """Raises ParityError for the first engine that is off."""
-    for parity in parities:
-        if not parity.holds:
-            raise ParityError(
-                f"{parity.engine} is off by {parity.max_relative_error:.1e} of the largest logit on the window "
-                f"{parity.window!r}; allowed: {parity.tolerance:.0e}."
-            )
-
-
-def _worst(
+def _measure(
+    precision: Precision,
     engine: str,
     backbone: Backbone,
     head: FoldedHead,
-    windows: Windows,
-    references: Windows,
-    tolerance: float,
+    reference: Reference,
+    thresholds: Mapping[str, float],
 ) -> EngineParity:
-    errors = {
-        name: relative_error(head.logits(*backbone(window)), references[name]) for name, window in windows.items()
-    }
+    agreement = MaskAgreement(thresholds)
+    errors: dict[str, float] = {}
+    drift, seconds = 0.0, []
+    real = {_numbered(reference.measuring, n) for n in range(len(reference.measuring.windows))}
+    for name, window in reference.windows.items():
+        outputs, elapsed = _timed(backbone, window)
+        logits, expected = head.logits(*outputs), reference.logits[name]
+        errors[name] = relative_error(logits, expected)
+        drift = max(drift, float(np.abs(_probability(logits) - _probability(expected)).max()))
+        if name in real:
+            agreement.add(logits, expected)
+            seconds.append(elapsed)
     # NaN is no larger than anything; it has to win nevertheless.
     worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
-    return EngineParity(engine, errors[worst], worst, tolerance)
+    return EngineParity(
+        precision=precision,
+        engine=engine,
+        max_relative_error=errors[worst],
+        worst_window=worst,
+        max_probability_error=drift,
+        source=reference.measuring.source,
+        windows=len(reference.measuring.windows),
+        dice=agreement.dice,
+        seconds=median(seconds),
+        torch_seconds=reference.seconds,
+    )
 
 
-def _torch_logits(model: UniversalModel, window: Array) -> Array:
-    with torch.inference_mode():
-        logits: Array = model(torch.from_numpy(window)).numpy()
-    return logits
+def _numbered(measuring: MeasuringWindows, number: int) -> str:
+    return f"{measuring.source} {number + 1}"
 
 
-def _open_onnxruntime(onnx_path: Path) -> Backbone:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    session = onnxruntime.InferenceSession(onnx_path, options, providers=["CPUExecutionProvider"])
-
-    def run(window: Array) -> tuple[Array, Array]:
-        features, pooled = session.run(list(OUTPUT_NAMES), {INPUT_NAME: window})
-        return features, pooled
-
-    return run
+def _probability(logits: Array) -> Array:
+    probability: Array = torch.from_numpy(logits).sigmoid().numpy()
+    return probability
 
 
-def _open_openvino(onnx_path: Path) -> Backbone:
-    import openvino
-
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": THREADS}
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(onnx_path), "CPU", settings)
-
-    def run(window: Array) -> tuple[Array, Array]:
-        results = compiled({INPUT_NAME: window})
-        features, pooled = (results[name] for name in OUTPUT_NAMES)
-        return features, pooled
-
-    return run
+def _timed(run: Callable[[_Window], _Result], window: _Window) -> tuple[_Result, float]:
+    start = time.perf_counter()
+    result = run(window)
+    return result, time.perf_counter() - start
 
 
-_OPENERS: dict[str, Callable[[Path], Backbone]] = {
-    "onnxruntime": _open_onnxruntime,
-    "openvino": _open_openvino,
-}
+@contextmanager
+def _torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def dice_text(dice: float) -> str:
+    """For people: three digits, never flattered: 0.9899 is not 0.990."""
+    return f"{math.floor(dice * 1000) / 1000:.3f}"

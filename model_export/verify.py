@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -12,20 +13,23 @@ from safetensors import SafetensorError
 
 from model_export.backbone_check import backbone_outputs
 from model_export.bundle import check_sound
+from model_export.engines import reason_against
 from model_export.errors import BundleDamaged
 from model_export.head import FoldedHead, fold_head, read_head
 from model_export.importing import import_checkpoint
 from model_export.manifest import (
-    BACKBONE_FILE,
     HEAD_FILE,
     MANIFEST_FILE,
     SAMPLE_FILE,
     JsonObject,
     check_manifest,
     file_entry,
+    thresholds_of,
 )
-from model_export.parity import measure_parity, parity_windows, relative_error
+from model_export.parity import EngineParity, Reference, measure_precision, relative_error, torch_reference
+from model_export.precisions import PRECISIONS
 from model_export.sample import SELF_TEST_TOLERANCE, Sample, read_sample
+from model_export.windows import measuring_windows, synthetic_windows
 from training.checkpoint import Checkpoint
 
 HEAD_TOLERANCE = 1e-6  # float32 rounding of one matrix product
@@ -45,10 +49,33 @@ class Check:
         return self.measured <= self.allowed
 
 
-def verify_bundle(bundle: Path, checkpoint_path: Path) -> tuple[Check, ...]:
-    """Every comparison of a bundle folder with a checkpoint, whether it passed or not.
+@dataclass(frozen=True)
+class Verification:
+    """The comparisons of a bundle with its checkpoint, whether they passed or not.
 
-    Raises BundleDamaged or ManifestInvalid when the bundle is not sound in itself, and CheckpointRefused.
+    Of the engines that the manifest states for a precision, `not_measured` are those that this machine does not have,
+    and `broken` those that cannot run the file; each with the reason.
+    """
+
+    checks: tuple[Check, ...]
+    parities: tuple[EngineParity, ...]
+    not_measured: tuple[str, ...]
+    broken: tuple[str, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What does not hold, in words."""
+        return (
+            *(check.subject for check in self.checks if not check.passed),
+            *(f"{p.engine} {p.precision.name} ({p.fault})" for p in self.parities if not p.holds),
+            *self.broken,
+        )
+
+
+def verify_bundle(bundle: Path, checkpoint_path: Path, scan: Path | None = None) -> Verification:
+    """Every comparison of a bundle folder with a checkpoint; masks on windows of the `scan` (None: of a phantom).
+
+    Raises BundleDamaged or ManifestInvalid when the bundle is not sound in itself, CheckpointRefused and ScanRefused.
     """
     manifest = read_manifest(bundle)
     check_manifest(manifest)
@@ -69,7 +96,13 @@ def verify_bundle(bundle: Path, checkpoint_path: Path) -> tuple[Check, ...]:
     checks += _added_checks(head, sample, [n for n, name in enumerate(names) if name not in own], checkpoint)
     rows = [names.index(name) for name in own]
     head, sample = FoldedHead(head.W_image, head.K[rows]), Sample(sample.window, sample.logits[:, rows])
-    return (*checks, *_head_checks(head, checkpoint), *_logit_checks(bundle, head, sample, checkpoint))
+    checks += [*_entry_checks(manifest), *_head_checks(head, checkpoint), _sample_check(sample, checkpoint)]
+    if len(head.K) != len(checkpoint.label_names):
+        return Verification(tuple(checks), (), (), ())
+    model, config = checkpoint.model, checkpoint.config
+    synthetic = synthetic_windows(config, model.backbone.size_multiple, sample)
+    reference = torch_reference(model, synthetic, measuring_windows(config, scan))
+    return _measure_again(bundle, manifest, head, reference, thresholds_of(checkpoint), tuple(checks))
 
 
 def read_manifest(bundle: Path) -> JsonObject:
@@ -130,18 +163,46 @@ def _head_checks(head: FoldedHead, checkpoint: Checkpoint) -> list[Check]:
     ]
 
 
-def _logit_checks(bundle: Path, head: FoldedHead, sample: Sample, checkpoint: Checkpoint) -> list[Check]:
-    model = checkpoint.model
+def _sample_check(sample: Sample, checkpoint: Checkpoint) -> Check:
     with torch.inference_mode():
-        logits = model(torch.from_numpy(sample.window).float()).numpy()
-    if logits.shape != sample.logits.shape or len(head.K) != len(checkpoint.label_names):
-        return [Check("sample logits", math.nan, SELF_TEST_TOLERANCE)]
-    windows = parity_windows(checkpoint.config, model.backbone.size_multiple)
-    parities = measure_parity(model, bundle / BACKBONE_FILE, head, windows)
-    return [
-        Check("sample logits", relative_error(sample.logits, logits), SELF_TEST_TOLERANCE),
-        *(
-            Check(f"{parity.engine} fp32, worst on {parity.window}", parity.max_relative_error, parity.tolerance)
-            for parity in parities
-        ),
-    ]
+        logits = checkpoint.model(torch.from_numpy(sample.window).float()).numpy()
+    same_shape = logits.shape == sample.logits.shape
+    return Check(
+        "sample logits", relative_error(sample.logits, logits) if same_shape else math.nan, SELF_TEST_TOLERANCE
+    )
+
+
+def _entry_checks(manifest: JsonObject) -> list[Check]:
+    """Whether each precision is run from the file and with the hint that its name stands for."""
+    checks: list[Check] = []
+    for entry in manifest["precisions"]:
+        precision = PRECISIONS[entry["name"]]
+        same = (entry["file"], entry.get("hint")) == (precision.file, precision.hint)
+        checks.append(Check(f"{precision.name} file and hint", 0.0 if same else math.nan, 0.0))
+    return checks
+
+
+def _measure_again(
+    bundle: Path,
+    manifest: JsonObject,
+    head: FoldedHead,
+    reference: Reference,
+    thresholds: Mapping[str, float],
+    checks: tuple[Check, ...],
+) -> Verification:
+    """Every precision on every engine that the manifest states, measured as at export."""
+    parities: list[EngineParity] = []
+    not_measured: list[str] = []
+    broken: list[str] = []
+    for entry in manifest["precisions"]:
+        precision = PRECISIONS[entry["name"]]
+        parity = measure_precision(precision, bundle / entry["file"], head, reference, thresholds)
+        measured = {engine.engine: engine for engine in parity.measured}
+        for engine in (stated["engine"] for stated in entry["parity"]):
+            if engine in measured:
+                parities.append(measured[engine])
+            elif engine in parity.unable and reason_against(engine, precision) is None:
+                broken.append(f"{engine} {precision.name} ({parity.unable[engine]})")
+            else:
+                not_measured.append(f"{engine} {precision.name} ({parity.unable.get(engine, 'not installed')})")
+    return Verification(checks, tuple(parities), tuple(not_measured), tuple(broken))

@@ -178,7 +178,7 @@ class BundleInvalid(BundleError):
 
 
 class PrecisionNotOffered(BundleError):
-    """The bundle has no backbone of the precision asked for."""
+    """The bundle does not offer the precision asked for, or not for the engine."""
 
     code = "precision-not-offered"
     title = "The bundle does not offer this precision"

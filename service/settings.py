@@ -48,9 +48,7 @@ class Settings(BaseSettings):
     engine: Literal["auto", "openvino", "onnxruntime"] = Field(
         default="auto", description="Inference engine; auto takes OpenVINO where it is installed."
     )
-    precision: str = Field(
-        default="fp32", description="Precision of the backbone, one of those that the bundles offer."
-    )
+    precision: str = Field(default="fp32", description="Precision of the backbone, one of those that the models offer.")
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the inference engine; unset: all cores of the machine."
     )

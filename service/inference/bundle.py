@@ -29,7 +29,7 @@ from service.errors import (
     UnknownSchemaVersion,
 )
 from service.inference.head import PARAMETERS_PER_LABEL
-from service.inference.manifest import HEAD_FILE, MANIFEST_FILE, SAMPLE_FILE, SCHEMA_VERSION, Label, Manifest
+from service.inference.manifest import HEAD_FILE, MANIFEST_FILE, SAMPLE_FILE, SCHEMA_VERSION, Label, Manifest, Precision
 from service.targets import select
 
 BUNDLES_DIR = Path(__file__).parent.parent / "bundles"
@@ -70,13 +70,23 @@ class Bundle:
     head: Head
     sample: Sample
 
-    def backbone(self, precision: str) -> bytes:
-        """The ONNX backbone of that precision; PrecisionNotOffered when the bundle has none."""
+    def precision(self, name: str) -> Precision:
+        """The precision of that name; PrecisionNotOffered when the bundle has none."""
         for candidate in self.manifest.precisions:
-            if candidate.name == precision:
-                return self.files[candidate.file]
-        offered = ", ".join(candidate.name for candidate in self.manifest.precisions)
-        raise PrecisionNotOffered(f"{self.manifest.name} has no precision {precision[:40]!r}; it has {offered}.")
+            if candidate.name == name:
+                return candidate
+        raise PrecisionNotOffered(f"{self.manifest.name} has no precision {name[:40]!r}; it has {self.offer}.")
+
+    def backbone(self, precision: Precision) -> bytes:
+        """The ONNX file of one of its precisions."""
+        return self.files[precision.file]
+
+    @property
+    def offer(self) -> str:
+        """Each precision with its engines, for people."""
+        return ", ".join(
+            f"{precision.name} ({' and '.join(precision.engines)})" for precision in self.manifest.precisions
+        )
 
     def labels_for(self, targets: Iterable[str] | None) -> tuple[Label, ...]:
         """The labels that the targets mean (`service.targets`), in the bundle's order. UnknownLabel for a stranger."""

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import EngineUnavailable
+from service.errors import EngineUnavailable, PrecisionNotOffered
 from service.inference.bundle import Bundle
+from service.inference.manifest import Precision
 
 Float32 = NDArray[np.float32]
 DEFAULT_PRECISION = "fp32"
@@ -20,8 +21,8 @@ DEFAULT_PRECISION = "fp32"
 class EngineName(StrEnum):
     """The engines a caller may ask for."""
 
-    AUTO = "auto"  #: the fastest that is installed: openvino, then onnxruntime
-    OPENVINO = "openvino"  #: OpenVINO on the CPU, in float32
+    AUTO = "auto"  #: the first that the precision is offered for and that is installed: openvino, then onnxruntime
+    OPENVINO = "openvino"  #: OpenVINO on the CPU
     ONNXRUNTIME = "onnxruntime"  #: onnxruntime on the CPU
 
 
@@ -29,7 +30,7 @@ class Engine(Protocol):
     """Runs the backbone on this machine."""
 
     name: str
-    precision: str  #: which of the bundle's backbones it runs
+    precision: str  #: which of the bundle's precisions it runs
 
     def run(self, windows: Float32) -> tuple[Float32, Float32]:
         """Features (B, 8, D/s, H/s, W/s) and pooled features (B, 256) of normalised windows (B, 1, D, H, W).
@@ -39,21 +40,28 @@ class Engine(Protocol):
 
 
 class OpenVINOEngine:
-    """OpenVINO on the CPU, in float32."""
+    """OpenVINO on the CPU."""
 
     name = EngineName.OPENVINO.value
 
-    def __init__(self, backbone: bytes, threads: int | None = None, precision: str = DEFAULT_PRECISION) -> None:
-        """Compile the network. `threads` None leaves the number to OpenVINO. ImportError when it is not installed."""
+    def __init__(self, backbone: bytes, precision: Precision, threads: int | None = None) -> None:
+        """Compile the network. `threads` None leaves the number to OpenVINO.
+
+        ImportError when it is not installed; ValueError when the processor does not compute in the precision.
+        """
         import openvino
 
-        self.precision = precision
-
+        core = openvino.Core()
+        if precision.hint and precision.hint.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise ValueError(f"this processor does not compute in {precision.hint}")
+        self.precision = precision.name
         # f32 explicitly: on CPUs with bf16 units OpenVINO would choose bf16 by itself, and masks would differ.
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": precision.hint or "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
-        core = openvino.Core()
         self._network = core.compile_model(core.read_model(backbone, b""), "CPU", options)
 
     def run(self, windows: Float32) -> tuple[Float32, Float32]:
@@ -68,12 +76,16 @@ class OnnxRuntimeEngine:
 
     name = EngineName.ONNXRUNTIME.value
 
-    def __init__(self, backbone: bytes, threads: int | None = None, precision: str = DEFAULT_PRECISION) -> None:
-        """Read the network. `threads` None leaves the number to onnxruntime. ImportError when not installed."""
+    def __init__(self, backbone: bytes, precision: Precision, threads: int | None = None) -> None:
+        """Read the network. `threads` None leaves the number to onnxruntime.
+
+        ImportError when it is not installed; ValueError for a precision that it would have to be hinted.
+        """
         import onnxruntime
 
-        self.precision = precision
-
+        if precision.hint is not None:
+            raise ValueError(f"it does not compute in {precision.hint}")
+        self.precision = precision.name
         options = onnxruntime.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -86,7 +98,7 @@ class OnnxRuntimeEngine:
             return features, pooled
 
 
-_ENGINES: dict[EngineName, Callable[[bytes, int | None, str], Engine]] = {  # in the order in which `auto` tries them
+_ENGINES: dict[EngineName, Callable[[bytes, Precision, int | None], Engine]] = {  # in the order that `auto` tries
     EngineName.OPENVINO: OpenVINOEngine,
     EngineName.ONNXRUNTIME: OnnxRuntimeEngine,
 }
@@ -95,24 +107,29 @@ _ENGINES: dict[EngineName, Callable[[bytes, int | None, str], Engine]] = {  # in
 def open_engine(
     bundle: Bundle, name: str = EngineName.AUTO, *, precision: str = DEFAULT_PRECISION, threads: int | None = None
 ) -> Engine:
-    """An engine for the bundle's backbone of that precision.
+    """An engine for the bundle's backbone of that precision; with `auto` the first that the bundle offers it for.
 
-    Raises EngineUnavailable when the named engine, or with `auto` every engine, is unknown, not installed or
-    cannot load the backbone; the message says what to install. PrecisionNotOffered when the bundle lacks the precision.
+    Raises PrecisionNotOffered when the bundle lacks the precision, or offers it for other engines only.
+    EngineUnavailable when the engine, or with `auto` every one that it is offered for, is unknown, not installed, or
+    cannot run it on this machine; the message says what to install or what else is offered.
     """
     if name not in list(EngineName):
         raise EngineUnavailable(f"There is no engine {name}; choose {', '.join(EngineName)}.")
-    candidates = list(_ENGINES) if name == EngineName.AUTO else [EngineName(name)]
-    backbone = bundle.backbone(precision)
+    chosen = bundle.precision(precision)
+    candidates = [engine for engine in _ENGINES if name in (EngineName.AUTO, engine) and engine in chosen.engines]
+    if not candidates:
+        raise PrecisionNotOffered(
+            f"{bundle.manifest.name} does not offer {precision} for {name}; it offers {bundle.offer}."
+        )
     reasons: list[str] = []
     for candidate in candidates:
         try:
-            return _ENGINES[candidate](backbone, threads, precision)
+            return _ENGINES[candidate](bundle.backbone(chosen), chosen, threads)
         except ImportError:
             reasons.append(f"{candidate} is not installed (pip install 'viscera[cpu]')")
         except Exception as error:  # noqa: BLE001  # the engines publish no common exception type
-            reasons.append(f"{candidate} cannot load the backbone ({_first_line(error)})")
-    raise EngineUnavailable("; ".join(reasons) + ".")
+            reasons.append(f"{candidate} cannot run {precision} ({_first_line(error)})")
+    raise EngineUnavailable(f"{'; '.join(reasons)}. {bundle.manifest.name} offers {bundle.offer}.")
 
 
 class _typed_failures:  # noqa: N801  # reads as the statement that it is

@@ -24,6 +24,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
 Byte = Annotated[int, Field(ge=0, le=255)]
+Dice = Annotated[float, Field(ge=0.0, le=1.0)]
 Millimetres = Annotated[float, Field(gt=0.0, le=100.0)]
 WindowEdge = Annotated[int, Field(ge=16, le=512, multiple_of=16)]
 Color = tuple[Byte, Byte, Byte]
@@ -231,20 +232,53 @@ class Backbone(_Part):
     parameters: Annotated[int, Field(ge=0)]
 
 
+class MaskAgreement(_Part):
+    """Masks of an engine against those of the trained network, on windows of a scan or phantom.
+
+    `dice` is by label, without those that neither predicts. `tolerance` None: masks do not decide.
+    """
+
+    source: Literal["scan", "phantom"]
+    windows: Annotated[int, Field(ge=1)]
+    tolerance: Dice | None
+    lowest_dice: Dice | None
+    dice: dict[LabelName, Dice]
+
+
 class Parity(_Part):
-    """How far an engine was from the trained network when the bundle was written."""
+    """How far an engine was from the trained network when the bundle was written.
+
+    `max_relative_error` is of logits; its `tolerance` None: the masks decide. Seconds are of the backbone.
+    """
 
     engine: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     max_relative_error: Annotated[float, Field(ge=0.0)]
-    tolerance: Annotated[float, Field(gt=0.0)]
+    tolerance: Annotated[float, Field(gt=0.0)] | None
+    max_probability_error: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    masks: MaskAgreement | None = None
+    seconds_per_window: Annotated[float, Field(ge=0.0)] | None = None
+    torch_seconds_per_window: Annotated[float, Field(ge=0.0)] | None = None
 
 
 class Precision(_Part):
-    """One form of the backbone, and the file that holds it."""
+    """One form of the backbone: the file that holds it, and the engines that it is offered for.
+
+    `hint` is the number format that the engine is asked to compute in; None: that of the file.
+    """
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,16}$")]
     file: FileName
-    parity: tuple[Parity, ...]
+    hint: Literal["bf16"] | None = None
+    parity: Annotated[tuple[Parity, ...], Field(min_length=1)]
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Names of the engines that it was measured on and holds."""
+        return tuple(parity.engine for parity in self.parity)
+
+    def parity_of(self, engine: str) -> Parity | None:
+        """What was measured on that engine; None: it is not offered for it."""
+        return next((parity for parity in self.parity if parity.engine == engine), None)
 
 
 class TextEncoder(_Part):

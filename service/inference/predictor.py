@@ -17,9 +17,11 @@ from service.request import PostProcessing
 Float32 = NDArray[np.float32]
 
 LOGIT_TOLERANCE = 5e-3
-"""Largest difference to the sample's logits that the self-test accepts, relative to the largest of them."""
+"""Largest difference to the sample's logits that the self-test accepts in any precision, relative to the largest."""
 PROBABILITY_TOLERANCE = 0.02
-"""Largest difference in probability that the self-test accepts."""
+"""Largest difference in probability that the self-test accepts in any precision."""
+STATED_MARGIN = 2.0
+"""How many times the error that the manifest states for a precision the self-test accepts: processors round unalike."""
 
 
 class Predictor:
@@ -84,12 +86,23 @@ class Predictor:
             raise SelfTestFailed(f"{engine} gives logits that are not finite.")
         error = float(np.abs(logits - sample.logits).max() / max(np.abs(sample.logits).max(), 1e-6))
         drift = float(np.abs(_sigmoid(logits) - _sigmoid(sample.logits)).max())
-        if error > LOGIT_TOLERANCE or drift > PROBABILITY_TOLERANCE:
+        most_error, most_drift = self._tolerances()
+        if error > most_error or drift > most_drift:
             raise SelfTestFailed(
-                f"{engine} differs from the sample of {self.bundle.manifest.name} by {error:.1e} in logits "
-                f"(at most {LOGIT_TOLERANCE:.0e}) and {drift:.1e} in probability (at most {PROBABILITY_TOLERANCE:g}). "
-                "Try the other engine; if that fails too, fetch the bundle again."
+                f"{engine} in {self.engine.precision} differs from the sample of {self.bundle.manifest.name} by "
+                f"{error:.1e} in logits (at most {most_error:.0e}) and {drift:.1e} in probability (at most "
+                f"{most_drift:g}). Try another engine or precision; if that fails too, fetch the bundle again."
             )
+
+    def _tolerances(self) -> tuple[float, float]:
+        """What the self-test accepts of logits and of probabilities; the sample was among what the manifest states."""
+        stated = self.bundle.precision(self.engine.precision).parity_of(self.engine.name)
+        if stated is None:
+            return LOGIT_TOLERANCE, PROBABILITY_TOLERANCE
+        return (
+            max(LOGIT_TOLERANCE, STATED_MARGIN * stated.max_relative_error),
+            max(PROBABILITY_TOLERANCE, STATED_MARGIN * stated.max_probability_error),
+        )
 
 
 def _with_companions(bundle: Bundle, wanted: tuple[Label, ...], postprocessing: str) -> tuple[Label, ...]:

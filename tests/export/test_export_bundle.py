@@ -14,6 +14,7 @@ import torch
 
 from model_export.bundle import BundleTexts, bundle_bytes, creation_time, read_checkpoint, write_bundle
 from model_export.errors import BundleExists, CheckpointRefused, ExportError, ParityError
+from model_export.precisions import FP32
 from training.checkpoint import Calibration, Checkpoint
 from training.labels import LABELS
 from training.networks.universal import UniversalModel
@@ -45,17 +46,21 @@ def test_sample_is_the_torch_models_answer(written_bundle: Path, checkpoint: Che
     np.testing.assert_allclose(logits, expected, rtol=5e-4, atol=1e-7)
 
 
-def test_only_the_creation_time_differs_between_two_writings(
+def test_only_creation_time_and_seconds_differ_between_two_writings(
     written_bundle: Path, checkpoint_path: Path, tmp_path: Path
 ) -> None:
     later = datetime(2026, 6, 7, tzinfo=UTC)
     again = write_bundle(
         read_checkpoint(checkpoint_path), tmp_path, name="viscera-small", version="1.2.3", created=later
     )
-    for name in FILES:
+    for name in FILES - {"MODEL_CARD.md"}:  # it tells seconds
         assert (again / name).read_bytes() == (written_bundle / name).read_bytes(), name
     first, second = (json.loads((bundle / "manifest.json").read_text()) for bundle in (written_bundle, again))
     assert (first.pop("created"), second.pop("created")) == ("2025-01-02T03:04:05Z", "2026-06-07T00:00:00Z")
+    for manifest in (first, second):
+        del manifest["files"]["MODEL_CARD.md"]
+        for parity in (parity for entry in manifest["precisions"] for parity in entry["parity"]):
+            del parity["seconds_per_window"], parity["torch_seconds_per_window"]
     assert first == second
 
 
@@ -155,7 +160,13 @@ def _refused(checkpoint: Path, out_dir: Path, reason: str) -> None:
 
 def test_a_graph_that_is_off_leaves_nothing(checkpoint_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ParityError, match="allowed: 1e-12"):
-        write_bundle(read_checkpoint(checkpoint_path), tmp_path, name="viscera-small", version="1.2.3", tolerance=1e-12)
+        write_bundle(
+            read_checkpoint(checkpoint_path),
+            tmp_path,
+            name="viscera-small",
+            version="1.2.3",
+            precisions=(replace(FP32, max_relative_error=1e-12),),
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -200,7 +211,8 @@ def test_card_says_what_the_bundle_is_and_is_not(written_bundle: Path) -> None:
         "Not evaluated",
         "| 32 | `kidney_cyst` | cyst | kidney_right, kidney_left | Cyst | 367643001 |",
         "| steps | 7 |",
-        "| onnxruntime |",
+        "| fp32 | onnxruntime |",
+        "6 windows of a phantom",
     ):
         assert sentence in card
     assert "$" not in card  # no placeholder left

@@ -40,7 +40,7 @@ def test_bundle_then_verify(checkpoint_path: Path, tmp_path: Path, monkeypatch: 
 
     verified = _run("verify", bundle, "--checkpoint", checkpoint_path)
     assert verified.exit_code == 0, verified.stderr
-    assert "onnxruntime fp32" in verified.stdout
+    assert "onnxruntime" in verified.stdout
     assert "sample logits" in verified.stdout
     assert "off" not in verified.stdout
 

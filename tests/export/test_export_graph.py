@@ -13,7 +13,8 @@ from torch import nn
 from model_export.group_norm import BlockwiseGroupNorm
 from model_export.instance_norm import BlockwiseInstanceNorm, use_blockwise_instance_norms
 from model_export.onnx import export_backbone, fixed_window
-from model_export.parity import parity_windows
+from model_export.sample import Sample
+from model_export.windows import synthetic_windows
 from training.checkpoint import Checkpoint
 from training.config import ModelConfig
 from training.networks.unet import UNet
@@ -117,5 +118,6 @@ def test_blocks_fit_the_resolution_of_each_norm() -> None:
 def test_swin_unetr_is_only_asked_for_its_own_window() -> None:
     config = ModelConfig(architecture="swin_unetr", roi_size=(64, 64, 96))
     assert fixed_window(config) == (64, 64, 96)
-    assert {window.shape[2:] for window in parity_windows(config, 32).values()} == {(64, 64, 96)}
+    sample = Sample(np.zeros((1, 1, 64, 64, 96), np.float16), np.zeros((1, 32, 64, 64, 96), np.float16))
+    assert {window.shape[2:] for window in synthetic_windows(config, 32, sample).values()} == {(64, 64, 96)}
     assert fixed_window(ModelConfig(architecture="unet")) is None

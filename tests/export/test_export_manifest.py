@@ -50,10 +50,10 @@ def test_schema_is_a_schema_and_lies_in_the_bundle(written_bundle: Path) -> None
     assert json.loads((written_bundle / "bundle.schema.json").read_text()) == schema
 
 
-def test_schema_admits_no_unknown_key_except_in_provenance_and_file_names() -> None:
+def test_schema_admits_no_unknown_key_except_in_provenance_and_names() -> None:
     schema = json.loads(schema_text())
     open_objects = {path for path, part in _objects("", schema) if part.get("additionalProperties") is not False}
-    assert open_objects == {"/properties/files", "/properties/training"}
+    assert open_objects == {"/properties/files", "/properties/training", "/$defs/mask_agreement/properties/dice"}
 
 
 def _objects(path: str, part: Any) -> list[tuple[str, Json]]:
@@ -103,7 +103,8 @@ def test_values_come_from_the_checkpoint(manifest: Json, checkpoint: Checkpoint)
 
 
 def test_parity_is_stated_and_measured(manifest: Json) -> None:
-    (fp32,) = manifest["precisions"]
+    fp32 = manifest["precisions"][0]
+    assert (fp32["name"], fp32["hint"]) == ("fp32", None)
     assert fp32["file"] == "backbone.onnx"
     assert {parity["engine"] for parity in fp32["parity"]} >= {"onnxruntime"}
     assert all(0.0 < parity["max_relative_error"] < 1e-5 for parity in fp32["parity"])
@@ -145,6 +146,10 @@ def _set(*keys: str | int, to: Any) -> Callable[[Json], None]:
         (_set("mask_interpolation", to="cubic"), r"\$\.mask_interpolation"),
         (_set("backbone", "feature_channels", to=16), r"\$\.backbone\.feature_channels"),
         (_set("precisions", to=[]), r"\$\.precisions"),
+        (_set("precisions", 0, "parity", to=[]), r"precisions\[0\]\.parity"),
+        (_set("precisions", 0, "hint", to="fp8"), r"precisions\[0\]\.hint"),
+        (_set("precisions", 0, "parity", 0, "masks", "dice", "liver", to=1.1), r"masks\.dice\.liver"),
+        (_set("precisions", 0, "parity", 0, "masks", "windows", to=0), r"masks\.windows"),
         (_set("text", "embedding_sha256", to=""), r"\$\.text\.embedding_sha256"),
     ],
 )

@@ -1,7 +1,8 @@
 """Parity is measured: right weights pass on every engine, a wrong weight is seen, NaN never passes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +10,36 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from model_export.engines import available_engines
 from model_export.errors import ParityError
 from model_export.head import fold_head
+from model_export.manifest import thresholds_of
 from model_export.parity import (
     EngineParity,
-    available_engines,
+    MaskAgreement,
+    PrecisionParity,
+    Reference,
     check_parity,
-    measure_parity,
-    parity_windows,
+    dice_text,
+    measure_precision,
     relative_error,
+    torch_reference,
 )
+from model_export.precisions import BF16, FP16, FP32
+from model_export.sample import make_sample
+from model_export.windows import MeasuringWindows, synthetic_windows
 from training.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")
-def windows(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    return parity_windows(checkpoint.config, 16)
+def reference(checkpoint: Checkpoint) -> Reference:
+    """The cartoon trunk stands in for a scan: nothing has to be drawn."""
+    synthetic = synthetic_windows(checkpoint.config, 16, make_sample(checkpoint.model, checkpoint.config))
+    return torch_reference(checkpoint.model, synthetic, MeasuringWindows("phantom", (synthetic["trunk"],)))
+
+
+def measure(checkpoint: Checkpoint, path: Path, reference: Reference) -> PrecisionParity:
+    return measure_precision(FP32, path, fold_head(checkpoint.model), reference, thresholds_of(checkpoint))
 
 
 def _alter_largest_weight(source: Path, target: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -34,46 +49,87 @@ def _alter_largest_weight(source: Path, target: Path, change: Callable[[np.ndarr
     onnx.save(model, target)
 
 
-def test_windows_differ_in_content_size_and_batch(windows: dict[str, np.ndarray]) -> None:
-    assert {name: window.shape for name, window in windows.items()} == {
-        "random": (2, 1, 32, 48, 64),
-        "air": (1, 1, 48, 48, 48),
-        "trunk": (1, 1, 48, 48, 64),  # the model's own window
-    }
-    assert np.unique(windows["air"]).tolist() == [-1.0]
-    tissues = np.histogram(windows["trunk"], bins=[-1, -0.9, -0.7, -0.2, 0.0, 0.2, 0.5])[0]
-    assert (tissues > 100).sum() == 5  # air, lung, fat, soft tissue, bone; nothing between lung and fat but noise
-
-
 def test_every_engine_holds_by_a_wide_margin(
-    written_bundle: Path, checkpoint: Checkpoint, windows: dict[str, np.ndarray]
+    written_bundle: Path, checkpoint: Checkpoint, reference: Reference
 ) -> None:
-    parities = measure_parity(checkpoint.model, written_bundle / "backbone.onnx", fold_head(checkpoint.model), windows)
-    assert [parity.engine for parity in parities] == list(available_engines())
-    assert all(0.0 < parity.max_relative_error < 1e-5 for parity in parities)
-    check_parity(parities)
+    parity = measure(checkpoint, written_bundle / "backbone.onnx", reference)
+    assert [engine.engine for engine in parity.measured] == list(available_engines())
+    assert parity.offered == parity.measured
+    for engine in parity.measured:
+        assert 0.0 < engine.max_relative_error < 1e-5
+        assert engine.lowest_dice is not None
+        assert engine.lowest_dice[1] > 0.999
+        assert engine.seconds > 0.0
+        assert engine.torch_seconds == reference.seconds > 0.0
+    check_parity(parity)
 
 
 @pytest.mark.parametrize("change", [lambda weight: weight * 1.01, lambda weight: weight * np.float32(np.nan)])
 def test_a_wrong_weight_is_refused(
     written_bundle: Path,
     checkpoint: Checkpoint,
-    windows: dict[str, np.ndarray],
+    reference: Reference,
     tmp_path: Path,
     change: Callable[[np.ndarray], np.ndarray],
 ) -> None:
     altered = tmp_path / "backbone.onnx"
     _alter_largest_weight(written_bundle / "backbone.onnx", altered, change)
-    parities = measure_parity(checkpoint.model, altered, fold_head(checkpoint.model), {"air": windows["air"]})
-    assert not any(parity.holds for parity in parities)
-    with pytest.raises(ParityError, match="onnxruntime is off by"):
-        check_parity(parities)
+    parity = measure(checkpoint, altered, reference)
+    assert len(parity.measured) == len(available_engines())
+    assert parity.offered == ()
+    with pytest.raises(ParityError, match=r"onnxruntime in fp32: (off by|logits are not finite)"):
+        check_parity(parity)
 
 
-def test_the_worst_window_counts_and_nan_is_the_worst() -> None:
-    nan = EngineParity("onnxruntime", math.nan, "air", 1e-4)
-    assert not nan.holds
-    assert EngineParity("onnxruntime", 1e-4, "air", 1e-4).holds
+def test_a_file_that_no_engine_can_load_is_refused(
+    checkpoint: Checkpoint, reference: Reference, tmp_path: Path
+) -> None:
+    (tmp_path / "backbone.onnx").write_bytes(b"not a graph")
+    parity = measure(checkpoint, tmp_path / "backbone.onnx", reference)
+    assert parity.unable.keys() == set(available_engines())
+    with pytest.raises(ParityError, match=r"onnxruntime in fp32: cannot run backbone\.onnx"):
+        check_parity(parity)
+
+
+EXACT = EngineParity(FP32, "onnxruntime", 1e-4, "air", 0.0, "phantom", 1, {"liver": 0.99, "spleen": 1.0}, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("parity", "fault"),
+    [
+        (EXACT, None),
+        (replace(EXACT, max_relative_error=1.1e-4), "off by 1.1e-04 of the largest logit on the window 'air'"),
+        (replace(EXACT, max_relative_error=math.nan), "not finite on the window 'air'"),
+        (replace(EXACT, dice={}), None),  # logits decide for fp32
+        (replace(EXACT, precision=FP16, max_relative_error=0.5), None),  # masks decide for fp16
+        (replace(EXACT, precision=FP16, max_relative_error=math.nan), "not finite"),
+        (replace(EXACT, precision=BF16, dice={"liver": 0.98999}), r"Dice 0\.989 of liver; needed: 0\.99"),
+        (replace(EXACT, precision=BF16, dice={}), "no label is predicted in any window"),
+    ],
+)  # fmt: skip
+def test_what_decides_is_the_logits_in_fp32_and_the_masks_below(parity: EngineParity, fault: str | None) -> None:
+    assert parity.holds == (fault is None)
+    if fault is not None:
+        assert parity.fault is not None
+        with pytest.raises(ParityError, match=fault):
+            check_parity(PrecisionParity(parity.precision, (parity,), {}))
+
+
+def test_dice_by_hand() -> None:
+    """Four voxels in two windows. liver: 2 and 1 voxels, 1 common. spleen: none. aorta, above 0.9 only: logit 2.2."""
+
+    def logits(*rows: Mapping[str, float] | tuple[float, float]) -> np.ndarray:
+        return np.array(rows, np.float32).reshape(1, 3, 2, 1, 1)
+
+    agreement = MaskAgreement({"liver": 0.5, "spleen": 0.5, "aorta": 0.9})
+    agreement.add(logits((1, 1), (-1, -1), (2, 2)), logits((1, -1), (-1, -1), (2, 2)))
+    agreement.add(logits((0, -1), (-1, -1), (3, 3)), logits((0, 0), (-1, -1), (3, 3)))
+    assert agreement.dice == {"liver": 2 / 3, "aorta": 1.0}
+
+
+def test_dice_is_not_rounded_up() -> None:
+    assert dice_text(0.98999) == "0.989"
+    assert dice_text(1.0) == "1.000"
 
 
 def test_relative_error_by_hand() -> None:

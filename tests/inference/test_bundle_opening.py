@@ -43,9 +43,9 @@ def test_what_an_open_bundle_holds(tiny_path: Path, tiny_bundle: Bundle) -> None
     assert tiny_bundle.head.w_image.shape == (153, 256)
     assert tiny_bundle.sample.logits.shape == (1, 4, 24, 24, 24)
     assert tiny_bundle.sample.logits.dtype == np.float32
-    assert tiny_bundle.backbone("fp32") == (tiny_path / "backbone.onnx").read_bytes()
-    with pytest.raises(PrecisionNotOffered, match="no precision 'bf16'; it has fp32"):
-        tiny_bundle.backbone("bf16")
+    assert tiny_bundle.backbone(tiny_bundle.precision("fp32")) == (tiny_path / "backbone.onnx").read_bytes()
+    with pytest.raises(PrecisionNotOffered, match=r"no precision 'bf16'; it has fp32 \(onnxruntime and openvino\)"):
+        tiny_bundle.precision("bf16")
 
 
 @pytest.mark.parametrize("prefix", ["", "viscera-tiny-1.0.0/"])

@@ -4,11 +4,13 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import openvino
 import pytest
 
-from service.errors import EngineUnavailable
+from service.errors import EngineUnavailable, PrecisionNotOffered
 from service.inference.bundle import Bundle
 from service.inference.engines import EngineName, OnnxRuntimeEngine, OpenVINOEngine, open_engine
+from service.inference.manifest import Parity, Precision
 
 BOTH = [EngineName.OPENVINO, EngineName.ONNXRUNTIME]
 
@@ -69,7 +71,7 @@ def test_an_unknown_engine_is_refused_with_the_choices(tiny_bundle: Bundle) -> N
 @pytest.mark.parametrize("name", ["auto", *BOTH])
 def test_a_backbone_that_no_engine_can_load_is_a_typed_error(tiny_bundle: Bundle, name: str) -> None:
     damaged = replace(tiny_bundle, files={**tiny_bundle.files, "backbone.onnx": b"not a network"})
-    with pytest.raises(EngineUnavailable, match="cannot load the backbone"):
+    with pytest.raises(EngineUnavailable, match="cannot run fp32"):
         open_engine(damaged, name)
 
 
@@ -77,6 +79,64 @@ def test_a_backbone_that_no_engine_can_load_is_a_typed_error(tiny_bundle: Bundle
 def test_a_failure_at_run_time_is_a_typed_error(
     tiny_bundle: Bundle, engine_class: type[OpenVINOEngine] | type[OnnxRuntimeEngine]
 ) -> None:
-    engine = engine_class(tiny_bundle.backbone("fp32"), 1)
+    fp32 = tiny_bundle.precision("fp32")
+    engine = engine_class(tiny_bundle.backbone(fp32), fp32, 1)
     with pytest.raises(EngineUnavailable, match=f"{engine.name} failed on a window"):
         engine.run(random_windows(1, 3, 32, 32, 32))
+
+
+def with_bf16(bundle: Bundle, *engines: str) -> Bundle:
+    """The bundle, offering bf16 for these engines too."""
+    parity = tuple(Parity(engine=engine, max_relative_error=0.01, tolerance=None) for engine in engines)
+    bf16 = Precision(name="bf16", file="backbone.onnx", hint="bf16", parity=parity)
+    precisions = (*bundle.manifest.precisions, bf16)
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"precisions": precisions}))
+
+
+class _Processor(openvino.Core):
+    """A processor of one's choice."""
+
+    capabilities: tuple[str, ...] = ()
+
+    def get_property(self, device: str, name: str) -> list[str]:
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return list(self.capabilities)
+
+
+@pytest.mark.parametrize("name", ["auto", "openvino"])
+def test_a_precision_runs_with_the_engine_that_it_is_offered_for(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    asked = {}
+
+    class Processor(_Processor):
+        capabilities = ("FP32", "BF16")
+
+        def compile_model(self, model: object, device: str, options: dict[str, object]) -> None:
+            asked.update(options)
+
+    monkeypatch.setattr(openvino, "Core", Processor)
+    engine = open_engine(with_bf16(tiny_bundle, "openvino"), name, precision="bf16")
+    assert (engine.name, engine.precision) == ("openvino", "bf16")
+    assert asked["INFERENCE_PRECISION_HINT"] == "bf16"
+
+
+def test_an_engine_that_a_precision_is_not_offered_for_is_refused(tiny_bundle: Bundle) -> None:
+    offer = r"it offers fp32 \(onnxruntime and openvino\), bf16 \(openvino\)\."
+    with pytest.raises(PrecisionNotOffered, match=f"does not offer bf16 for onnxruntime; {offer}"):
+        open_engine(with_bf16(tiny_bundle, "openvino"), "onnxruntime", precision="bf16")
+
+
+@pytest.mark.parametrize("name", ["auto", "openvino"])
+def test_a_processor_that_does_not_compute_in_bf16_is_told_what_else_there_is(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(_Processor, "capabilities", ("FP32",))
+    monkeypatch.setattr(openvino, "Core", _Processor)
+    with pytest.raises(EngineUnavailable, match=r"this processor does not compute in bf16.*offers fp32 \(onnxruntime"):
+        open_engine(with_bf16(tiny_bundle, "openvino"), name, precision="bf16")
+
+
+def test_onnxruntime_is_never_hinted(tiny_bundle: Bundle) -> None:
+    with pytest.raises(EngineUnavailable, match="onnxruntime cannot run bf16"):
+        open_engine(with_bf16(tiny_bundle, "onnxruntime"), "onnxruntime", precision="bf16")

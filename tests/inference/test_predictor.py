@@ -12,6 +12,7 @@ from service.errors import EngineUnavailable, PrecisionNotOffered, SelfTestFaile
 from service.inference.bundle import Bundle, Head
 from service.inference.engines import open_engine
 from service.inference.head import head_logits
+from service.inference.manifest import Parity
 from service.inference.model import Model, load_bundle
 from service.inference.predictor import Predictor
 from tests.support.tiny_bundle import expected_logits, head_rows, read_manifest, write_manifest, write_tiny_bundle
@@ -80,7 +81,7 @@ def test_windows_of_another_shape_are_refused(tiny_model: Model, shape: tuple[in
 
 
 def test_a_precision_that_the_bundle_lacks_is_refused(tiny_path: Path) -> None:
-    with pytest.raises(PrecisionNotOffered, match=r"no precision 'int4'; it has fp32"):
+    with pytest.raises(PrecisionNotOffered, match=r"no precision 'int4'; it has fp32 \("):
         load_bundle(tiny_path, engine="onnxruntime", precision="int4")
 
 
@@ -114,6 +115,7 @@ class _Broken:
     """An engine whose numbers are wrong in a way that the sample must notice."""
 
     name = "broken"
+    precision = "fp32"
 
     def __init__(self, features: Float32) -> None:
         self._features = features
@@ -133,6 +135,24 @@ class _Broken:
 def test_a_broken_engine_fails_the_self_test(tiny_bundle: Bundle, features: Float32, message: str) -> None:
     with pytest.raises(SelfTestFailed, match=message):
         Predictor(tiny_bundle, _Broken(features)).self_test()
+
+
+@pytest.mark.parametrize(("stated", "passes"), [(1e-7, False), (0.02, True)])
+def test_the_self_test_allows_twice_what_the_manifest_states(tiny_bundle: Bundle, stated: float, passes: bool) -> None:
+    """Features off by 3 percent, as a short number format may be."""
+    window = tiny_bundle.sample.window
+    features, _ = open_engine(tiny_bundle, "onnxruntime", threads=1).run(window)
+    engine = _Broken(features * np.float32(1.03))
+    engine.name = "onnxruntime"
+    parity = Parity(engine="onnxruntime", max_relative_error=stated, tolerance=None, max_probability_error=0.5)
+    precision = tiny_bundle.precision("fp32").model_copy(update={"parity": (parity,)})
+    manifest = tiny_bundle.manifest.model_copy(update={"precisions": (precision,)})
+    predictor = Predictor(replace(tiny_bundle, manifest=manifest), engine)
+    if passes:
+        predictor.self_test()
+    else:
+        with pytest.raises(SelfTestFailed, match="onnxruntime in fp32 differs"):
+            predictor.self_test()
 
 
 def test_an_answer_that_is_not_finite_is_an_error_and_not_an_empty_mask(tiny_bundle: Bundle) -> None:

@@ -201,7 +201,10 @@ def tiny_manifest() -> dict[str, Any]:
             {
                 "name": "fp32",
                 "file": "backbone.onnx",
-                "parity": [{"engine": "onnxruntime", "max_relative_error": 1e-7, "tolerance": 1e-4}],
+                "parity": [
+                    {"engine": engine, "max_relative_error": 1e-7, "tolerance": 1e-4}
+                    for engine in ("onnxruntime", "openvino")
+                ],
             }
         ],
         "text": {
