@@ -197,7 +197,7 @@ def _print_precisions(bundle: Path, asked: "Iterable[Precision]") -> None:
     """What the bundle offers, and what it was asked for and does not."""
     from model_export.verify import read_manifest
 
-    table = Table("precision", "engine", "error of logits", "lowest Dice", "time, torch = 1", box=None)
+    table = Table("precision", "engine", "error", "Dice", "time/torch", box=None)
     entries = {entry["name"]: entry for entry in read_manifest(bundle)["precisions"]}
     for name, entry in entries.items():
         for parity in entry["parity"]:
@@ -250,7 +250,8 @@ def _check_table(checks: "Iterable[Check]") -> Table:
 
 
 def _parity_table(parities: "Iterable[EngineParity]") -> Table:
-    table = Table("precision", "engine", "error of logits", "allowed", "lowest Dice", "needed", "time, torch = 1", "")
+    # Eight columns within the 80 characters of a plain terminal.
+    table = Table("precision", "engine", "error", "allowed", "Dice", "needed", "time/torch", "", box=None)
     for parity in parities:
         precision, lowest = parity.precision, parity.lowest_dice
         table.add_row(

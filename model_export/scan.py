@@ -4,13 +4,17 @@ This is the exporter's own, plain reader. It does not look for what makes a scan
 does; it wants a volume whose voxels look like a CT's.
 """
 
+import zlib
 from collections import defaultdict
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pydicom
+from nibabel.filebasedimages import ImageFileError
 from nibabel.processing import resample_to_output
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.processing import apply_rescale
@@ -19,6 +23,11 @@ from model_export.errors import ScanRefused
 from training.config import ModelConfig
 
 _AIR_HU = -1024
+# What nibabel, pydicom and its decoders raise for files that are damaged or something else.
+_UNREADABLE = (
+    OSError, EOFError, ValueError, AttributeError, KeyError, RuntimeError, zlib.error,
+    ImageFileError, HeaderDataError, WrapStructError,
+)  # fmt: skip
 _LEAST_SLICES = 10
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -34,7 +43,7 @@ def read_scan(path: Path, config: ModelConfig) -> NDArray[np.float32]:
             raise ScanRefused(f"{path.name} has {len(image.shape)} dimensions; a scan has three.")
         on_grid = resample_to_output(image, config.spacing_mm, order=1, cval=_AIR_HU)  # type: ignore[no-untyped-call]  # no annotations
         return np.asarray(on_grid.dataobj, dtype=np.float32)
-    except (OSError, EOFError, ValueError, AttributeError, KeyError, nibabel.filebasedimages.ImageFileError) as error:
+    except _UNREADABLE as error:
         raise ScanRefused(f"{path.name} is no NIfTI file and no DICOM series that can be read: {error}") from error
 
 

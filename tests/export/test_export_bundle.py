@@ -143,7 +143,7 @@ def test_provenance_must_be_stated_and_true(write_checkpoint: Callable[..., Path
     bundle = write_bundle(read_checkpoint(silent), tmp_path, name="viscera-small", version="1.2.3", texts=texts)
     card = (bundle / "MODEL_CARD.md").read_text()
     assert "Trained on: CT of volunteers" in card
-    assert "phantom" not in card
+    assert "trained on procedural phantoms" not in card
 
 
 def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_a_network_of_a_published_layout_has_precisions_too(small_unet: Path, tm
 
 
 def run(*arguments: str | Path) -> Any:
-    return CliRunner(env={"COLUMNS": "160"}).invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_commands_write_and_verify_every_precision(checkpoint_path: Path, tmp_path: Path, lenient: None) -> None:
@@ -187,7 +187,7 @@ def test_commands_write_and_verify_every_precision(checkpoint_path: Path, tmp_pa
     assert verified.exit_code == 0, verified.stderr
     for row in ("fp32", "fp16") + (("bf16",) if COMPUTES_BF16 else ()):
         assert row in verified.stdout
-    assert "time, torch = 1" in verified.stdout
+    assert "time/torch" in verified.stdout
 
 
 def _rehash(bundle: Path) -> None:
