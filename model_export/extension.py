@@ -27,7 +27,6 @@ from model_export.errors import BundleExists, CheckpointRefused, EmbeddingRefuse
 from model_export.extension_card import ExtensionFacts, render_extension_card
 from model_export.head import FoldedHead, fold_head, write_head
 from model_export.manifest import (
-    BACKBONE_FILE,
     CARD_FILE,
     HEAD_FILE,
     LICENCE_FILE,
@@ -201,7 +200,7 @@ def _extend(base: BaseBundle, checkpoint: Checkpoint, extension: Extension) -> _
     row = _text_row(extension, checkpoint)
     head, kept = _head(base, checkpoint, row)
     windows = synthetic_windows(checkpoint.config, checkpoint.model.backbone.size_multiple, base.sample)
-    parities = check_backbone(checkpoint.model, base.folder / BACKBONE_FILE, head, windows)
+    parities = check_backbone(checkpoint.model, base.folder / FP32.file, head, windows)
     sample, moved = _sample(base, checkpoint, head, kept)
     check_sample(sample)
     return _Extended(base, checkpoint, extension, entry, row, head, kept, parities, sample, moved)
@@ -286,7 +285,7 @@ def _for_new_heads(label: JsonObject, labels: Mapping[str, JsonObject], checkpoi
 
 def _copy_files(base: BaseBundle, draft: Path) -> None:
     """The backbone, and the licence of the weights."""
-    for file in (BACKBONE_FILE, LICENCE_FILE):
+    for file in (FP32.file, LICENCE_FILE):
         shutil.copyfile(base.folder / file, draft / file)
 
 

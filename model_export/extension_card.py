@@ -7,7 +7,8 @@ from importlib import resources
 from string import Template
 
 from model_export.card import table
-from model_export.manifest import BACKBONE_FILE, JsonObject
+from model_export.manifest import JsonObject
+from model_export.precisions import FP32
 
 _TRAINED = (
     "The label was part of the training of the checkpoint. How well it is found is not known unless the evaluation "
@@ -63,7 +64,7 @@ def render_extension_card(facts: ExtensionFacts) -> str:
             intended_use=facts.base["intended_use"],
             description=facts.description,
             base_id=base_id,
-            backbone_sha256=facts.base["files"][BACKBONE_FILE]["sha256"],
+            backbone_sha256=facts.base["files"][FP32.file]["sha256"],
             label=_label_table(facts.entry),
             trained=_TRAINED if facts.addition["trained"] else _UNTRAINED,
             heads=heads,

@@ -47,8 +47,15 @@ class ResidualBlock(nn.Module):
 
     def become_identity(self) -> None:
         """Gives every feature back as it came, if none is negative; the block can learn from there."""
-        nn.init.zeros_(self.second[1].weight)
-        nn.init.zeros_(self.second[1].bias)
+        nn.init.zeros_(self.last_norm.weight)
+        nn.init.zeros_(self.last_norm.bias)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm3d:
+        """The norm before the sum."""
+        norm = self.second[1]
+        assert isinstance(norm, nn.BatchNorm3d)
+        return norm
 
 
 class Down(nn.Sequential):
