@@ -28,7 +28,8 @@ class Recipe(BaseModel):
     `lesion_weight` is the say of a lesion in the loss's means, an organ's being 1; `half_cost_voxels` is of the loss
     too. Of the windows a share `lesion_windows` lies around a lesion, a share
     `label_windows` around a voxel of any label, the rest anywhere in the patient. `start_logit_scale` is for a run that
-    starts from a bundle (`warm_start.start_from_bundle`).
+    starts from a bundle (`warm_start.start_from_bundle`). `loader_processes` render windows beside the training; None:
+    one per core but one. Their number changes no sample.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,7 +63,7 @@ class Recipe(BaseModel):
     calibration_phantoms: NonNegativeInt = 0
     validate_every: PositiveInt
     save_every: PositiveInt
-    loader_processes: NonNegativeInt
+    loader_processes: NonNegativeInt | None = None
     model: ModelConfig
 
     @property

@@ -1,5 +1,6 @@
 """The endless, numbered sequence of training samples: sample n is the same in every run, at any number of loaders."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,13 @@ class NumberedSamples(Dataset[Batch]):
 def training_batches(store: Path, recipe: Recipe, first_step: int) -> DataLoader[Batch]:
     """Batches from `first_step` to the last step: a resumed run goes on with the sample that came next."""
     size = recipe.batch_size
+    processes = max(1, (os.cpu_count() or 1) - 1) if recipe.loader_processes is None else recipe.loader_processes
     return DataLoader(
         NumberedSamples(store, recipe.training_seeds, recipe),
         batch_size=size,
         sampler=range(first_step * size, recipe.steps * size),
-        num_workers=recipe.loader_processes,
-        prefetch_factor=4 if recipe.loader_processes else None,
+        num_workers=processes,
+        prefetch_factor=4 if processes else None,
     )
 
 

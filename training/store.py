@@ -45,8 +45,11 @@ def trunk_grid(spacing_mm: float) -> tuple[tuple[int, int, int], NDArray[np.floa
     return (shape[0], shape[1], shape[2]), affine
 
 
-def build_phantom_store(folder: Path, seeds: range, spacing_mm: float, processes: int) -> None:
-    """Writes the cases of the given seeds that are not there yet; safe to interrupt and call again."""
+def build_phantom_store(folder: Path, seeds: range, spacing_mm: float, processes: int | None = None) -> None:
+    """Writes the cases of the given seeds that are not there yet; safe to interrupt and call again.
+
+    `processes` draw at a time; None: one per core.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [seed for seed in seeds if not _meta_path(folder, seed).exists()]
     with ProcessPoolExecutor(processes) as pool:

@@ -60,8 +60,8 @@ def train(
     It starts from the recipe's seed, or from the weights of the bundle `start_from`; an interrupted run goes on from
     its last checkpoint.
     """
-    build_phantom_store(run.store, recipe.training_seeds, recipe.model.spacing_mm[0], processes=2)
-    build_phantom_store(run.store, recipe.validation_seeds, recipe.model.spacing_mm[0], processes=2)
+    build_phantom_store(run.store, recipe.training_seeds, recipe.model.spacing_mm[0])
+    build_phantom_store(run.store, recipe.validation_seeds, recipe.model.spacing_mm[0])
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(recipe.seed)
@@ -140,7 +140,7 @@ def train(
                     "schedule": schedule.state_dict(),
                 }
                 save_checkpoint(run.last, model, label_names=LABEL_NAMES, text=text, training=provenance, resume=state)
-    build_phantom_store(run.store, recipe.calibration_seeds, recipe.model.spacing_mm[0], processes=2)
+    build_phantom_store(run.store, recipe.calibration_seeds, recipe.model.spacing_mm[0])
     final = _averaged(average)
     calibration = NOT_CALIBRATED
     if recipe.calibration_phantoms:

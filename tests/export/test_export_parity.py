@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from model_export import parity as parity_module
 from model_export.engines import available_engines
 from model_export.errors import ParityError
 from model_export.head import fold_head
@@ -36,6 +37,16 @@ def reference(checkpoint: Checkpoint) -> Reference:
     """The cartoon trunk stands in for a scan: nothing has to be drawn."""
     synthetic = synthetic_windows(checkpoint.config, 16, make_sample(checkpoint.model, checkpoint.config))
     return torch_reference(checkpoint.model, synthetic, MeasuringWindows("phantom", (synthetic["trunk"],)))
+
+
+def test_slow_networks_are_measured_on_fewer_windows(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    window = np.zeros((1, 1, 16, 16, 16), np.float32)
+    measuring = MeasuringWindows("scan", (window,) * 4)
+    assert len(torch_reference(checkpoint.model, {}, measuring).measuring.windows) == 4
+    monkeypatch.setattr(parity_module, "WINDOWS_SECONDS", 0.0)
+    fewer = torch_reference(checkpoint.model, {}, measuring)
+    assert len(fewer.measuring.windows) == parity_module.LEAST_WINDOWS == 2
+    assert list(fewer.windows) == list(fewer.logits) == ["scan 1", "scan 2"]
 
 
 def measure(checkpoint: Checkpoint, path: Path, reference: Reference) -> PrecisionParity:

@@ -3,11 +3,15 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -24,11 +28,14 @@ from model_export.errors import (
 )
 from model_export.head import fold_head
 from model_export.importing import import_checkpoint
+from service.inference import load_bundle
 from tests.support.networks import narrow_model, settle_norms
 from training.checkpoint import Checkpoint
 from training.config import ModelConfig
 from training.labels import LABELS
 from training.networks.universal import UniversalModel, count_parameters
+from training.phantom.phantom import FieldOfView, draw_phantom
+from training.phantom.write import write_ct
 from training.text import PUBLISHED_TEMPLATE, embedding_sha256
 
 State = dict[str, Tensor]
@@ -360,9 +367,9 @@ def test_published_weights_become_a_bundle(unet: UniversalModel, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.usefixtures("one_window")
 @architectures
 def test_networks_of_the_published_size_become_bundles(architecture: str, tmp_path: Path) -> None:
+    """And segment a CT; windows in one batch have the logits that each has alone."""
     torch.manual_seed(0)
     model = settle_norms(UniversalModel(ModelConfig(architecture=architecture), torch.randn(32, 512) * 0.4))
     path = save(tmp_path / "published.pth", {"net": publish(model)})
@@ -370,3 +377,20 @@ def test_networks_of_the_published_size_become_bundles(architecture: str, tmp_pa
     bundle, manifest = import_and_verify(path, tmp_path / "out")
     assert manifest["backbone"]["architecture"] == architecture
     assert (bundle / "backbone.onnx").stat().st_size < 2**31
+
+    windows = np.random.default_rng(0).uniform(0, 1, (2, 96, 96, 96)).astype(np.float32)
+    opened = load_bundle(bundle)
+    together = opened.logits(windows)
+    alone = np.concatenate([opened.logits(windows[n : n + 1]) for n in range(2)])
+    assert np.abs(together - alone).max() <= 1e-5 * np.abs(alone).max()
+
+    write_ct(
+        draw_phantom(3, spacing_mm=(4.0, 4.0, 6.0), field_of_view=FieldOfView(-40.0, 80.0)), tmp_path / "ct.nii.gz"
+    )
+    viscera = str(Path(sys.executable).with_name("viscera"))
+    segment = [viscera, "segment", tmp_path / "ct.nii.gz", "--out", tmp_path / "result", "--bundle", bundle]
+    subprocess.run([*segment, "--targets", "all", "--overlap", "0"], check=True)
+    source = nibabel.load(tmp_path / "ct.nii.gz")
+    masks = [nibabel.load(mask) for mask in (tmp_path / "result" / "masks").glob("*.nii.gz")]
+    assert len(masks) == 32
+    assert all(mask.shape == source.shape and np.allclose(mask.affine, source.affine) for mask in masks)

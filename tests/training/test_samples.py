@@ -45,6 +45,13 @@ def test_loader_processes_change_nothing(store: Path, processes: int) -> None:
     assert_same(list(training_batches(store, parallel, 0)), list(training_batches(store, RECIPE, 0)))
 
 
+def test_a_recipe_that_names_no_number_loads_on_all_cores_but_one(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unnamed = RECIPE.model_copy(update={"loader_processes": None})
+    for cores, processes in ((16, 15), (1, 1), (None, 1)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert training_batches(store, unnamed, 0).num_workers == processes
+
+
 def test_a_resumed_run_goes_on_with_the_next_sample(store: Path) -> None:
     assert_same(list(training_batches(store, RECIPE, 3)), list(training_batches(store, RECIPE, 0))[3:])
     assert list(training_batches(store, RECIPE, 4)) == []
