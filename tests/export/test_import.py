@@ -28,6 +28,7 @@ from model_export.errors import (
 )
 from model_export.head import fold_head
 from model_export.importing import import_checkpoint
+from model_export.sample import SAMPLE_SIZE, trunk_window
 from service.inference import load_bundle
 from tests.support.networks import narrow_model, settle_norms
 from training.checkpoint import Checkpoint
@@ -330,8 +331,11 @@ def test_licence_of_ones_own_needs_its_text(unet: UniversalModel, tmp_path: Path
 
 @pytest.fixture
 def one_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masks are compared on one window of 96 voxels, not six."""
+    """Masks are compared on one window of 96 voxels of a slab, not on six of a trunk; the cartoon has 48 voxels."""
+    slab = draw_phantom(0, spacing_mm=(3.0, 3.0, 3.0), field_of_view=FieldOfView(low_z=-40.0, high_z=60.0)).hu
     monkeypatch.setattr(windows_module, "MEASURING_WINDOWS", 1)
+    monkeypatch.setattr(windows_module, "_phantom_hu", lambda _spacing_mm: slab.astype(np.float32))
+    monkeypatch.setattr(windows_module, "trunk_window", lambda _size, config: trunk_window(SAMPLE_SIZE, config))
 
 
 def import_and_verify(path: Path, out: Path) -> tuple[Path, dict[str, Any]]:
