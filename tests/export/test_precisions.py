@@ -162,6 +162,7 @@ def small_unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow  # the import of this layout, in fp32, is among the quick ones
 def test_a_network_of_a_published_layout_has_precisions_too(small_unet: Path, tmp_path: Path, lenient: None) -> None:
     bundle = write(load_checkpoint(small_unet), tmp_path)
     manifest = manifest_of(bundle)
