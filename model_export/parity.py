@@ -111,10 +111,12 @@ class PrecisionParity:
 
 def torch_reference(model: UniversalModel, synthetic: Windows, measuring: MeasuringWindows) -> Reference:
     """What the model, in eval mode, makes of the synthetic windows and of as many measuring windows as time allows."""
+    windows: dict[str, Array] = {}
     logits: dict[str, Array] = {}
     seconds: list[float] = []
 
     def look_at(name: str, window: Array) -> float:
+        windows[name] = window
         (features, pooled), elapsed = _timed(model.backbone_outputs, torch.from_numpy(window))
         logits[name] = apply_heads(features, model.head_params(pooled)).numpy()
         return elapsed
@@ -127,7 +129,6 @@ def torch_reference(model: UniversalModel, synthetic: Windows, measuring: Measur
                 break
             seconds.append(look_at(_numbered(measuring, number), window))
     seen = replace(measuring, windows=measuring.windows[: len(seconds)])
-    windows = dict(synthetic) | {_numbered(seen, n): window for n, window in enumerate(seen.windows)}
     return Reference(seen, windows, logits, median(seconds))
 
 

@@ -29,7 +29,7 @@ class Recipe(BaseModel):
     too. Of the windows a share `lesion_windows` lies around a lesion, a share
     `label_windows` around a voxel of any label, the rest anywhere in the patient. `start_logit_scale` is for a run that
     starts from a bundle (`warm_start.start_from_bundle`). `loader_processes` render windows beside the training; None:
-    one per core but one. Their number changes no sample.
+    by the machine (`samples.loader_processes`). Their number changes no sample.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -12,6 +12,8 @@ from training.augment import draw_sample
 from training.recipe import Recipe
 from training.store import Case, open_case
 
+MOST_LOADERS = 8  # each holds gigabytes of windows and mapped cases, and a machine has more than one tenant
+
 Batch = tuple[Tensor, Tensor, Tensor]  # image (B,1,D,H,W) float32, occupancy (B,C,..) uint8 0..8, supervised (B,C) bool
 
 
@@ -32,10 +34,17 @@ class NumberedSamples(Dataset[Batch]):
         return torch.from_numpy(sample.image), torch.from_numpy(sample.occupancy), torch.from_numpy(sample.supervised)
 
 
+def loader_processes(recipe: Recipe) -> int:
+    """As many as the recipe names; else one per core but one, at least 1 and at most `MOST_LOADERS`."""
+    if recipe.loader_processes is not None:
+        return recipe.loader_processes
+    return min(max(1, (os.cpu_count() or 1) - 1), MOST_LOADERS)
+
+
 def training_batches(store: Path, recipe: Recipe, first_step: int) -> DataLoader[Batch]:
     """Batches from `first_step` to the last step: a resumed run goes on with the sample that came next."""
     size = recipe.batch_size
-    processes = max(1, (os.cpu_count() or 1) - 1) if recipe.loader_processes is None else recipe.loader_processes
+    processes = loader_processes(recipe)
     return DataLoader(
         NumberedSamples(store, recipe.training_seeds, recipe),
         batch_size=size,

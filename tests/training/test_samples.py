@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.training import tiny_recipe, write_box_store
-from training.samples import Batch, NumberedSamples, training_batches, validation_batches
+from training.samples import Batch, NumberedSamples, loader_processes, training_batches, validation_batches
 
 RECIPE = tiny_recipe(steps=4)
 FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 on
@@ -45,11 +45,12 @@ def test_loader_processes_change_nothing(store: Path, processes: int) -> None:
     assert_same(list(training_batches(store, parallel, 0)), list(training_batches(store, RECIPE, 0)))
 
 
-def test_a_recipe_that_names_no_number_loads_on_all_cores_but_one(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_that_names_no_number_leaves_a_core_to_training(monkeypatch: pytest.MonkeyPatch) -> None:
     unnamed = RECIPE.model_copy(update={"loader_processes": None})
-    for cores, processes in ((3, 2), (1, 1), (None, 1)):
+    for cores, processes in ((64, 8), (3, 2), (2, 1), (1, 1), (None, 1)):
         monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
-        assert training_batches(store, unnamed, 0).num_workers == processes
+        assert loader_processes(unnamed) == processes
+    assert loader_processes(RECIPE) == RECIPE.loader_processes == 0
 
 
 def test_a_resumed_run_goes_on_with_the_next_sample(store: Path) -> None:
