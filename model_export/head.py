@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
+from torch import Tensor
 
 from training.networks.universal import UniversalModel, apply_heads
+
+_SLAB_VOXELS = 2**15  # whose hidden layer, 256 values a voxel for 32 labels, is 32 MiB
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,14 @@ class FoldedHead:
         with torch.inference_mode():
             image_part = torch.from_numpy(pooled) @ torch.from_numpy(self.W_image).T
             params = image_part[:, None] + torch.from_numpy(self.K)[None]
-            logits: NDArray[np.float32] = apply_heads(torch.from_numpy(features), params).numpy()
+            logits: NDArray[np.float32] = logits_by_slab(torch.from_numpy(features), params).numpy()
         return logits
+
+
+def logits_by_slab(features: Tensor, params: Tensor) -> Tensor:
+    """`apply_heads` on a slab of planes at a time: the hidden layers of a whole window at stride 1 are gigabytes."""
+    planes = max(1, _SLAB_VOXELS // features[0, 0, 0].numel())
+    return torch.cat([apply_heads(slab, params) for slab in features.split(planes, dim=2)], dim=2)
 
 
 def fold_head(model: UniversalModel) -> FoldedHead:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from model_export.engines import THREADS, Array, Backbone, available_engines, open_backbone, reason_against
 from model_export.errors import ParityError
-from model_export.head import FoldedHead
+from model_export.head import FoldedHead, logits_by_slab
 from model_export.precisions import Precision
 from model_export.windows import MeasuringWindows, Windows
-from training.networks.universal import UniversalModel, apply_heads
+from training.networks.universal import UniversalModel
 
 LEAST_WINDOWS = 2
 """Measuring windows that every network is measured on."""
@@ -118,7 +118,7 @@ def torch_reference(model: UniversalModel, synthetic: Windows, measuring: Measur
     def look_at(name: str, window: Array) -> float:
         windows[name] = window
         (features, pooled), elapsed = _timed(model.backbone_outputs, torch.from_numpy(window))
-        logits[name] = apply_heads(features, model.head_params(pooled)).numpy()
+        logits[name] = logits_by_slab(features, model.head_params(pooled)).numpy()
         return elapsed
 
     with torch.inference_mode(), _torch_threads():
@@ -150,8 +150,10 @@ def measure_precision(
             unable[engine] = reason
             continue
         try:
-            backbone = open_backbone(engine, onnx_path, precision)
-            measured.append(_measure(precision, engine, backbone, head, reference, thresholds))
+            # In no name of this frame, so that an engine's gigabytes are free when the next one opens.
+            measured.append(
+                _measure(precision, engine, open_backbone(engine, onnx_path, precision), head, reference, thresholds)
+            )
         except Exception as error:  # noqa: BLE001  # the engines publish no common exception type
             unable[engine] = f"cannot run {onnx_path.name}: {(str(error).splitlines() or [''])[0][:200]}"
     return PrecisionParity(precision, tuple(measured), unable)

@@ -44,12 +44,14 @@ def synthetic_windows(config: ModelConfig, size_multiple: int, sample: Sample) -
     small = fixed or (3 * size_multiple,) * 3
     odd = fixed or (2 * size_multiple, 3 * size_multiple, 4 * size_multiple)
     noise = np.random.default_rng(7).uniform(low, high, (2, 1, *odd))
-    return {
+    windows = {
         "random": noise.astype(np.float32),
         "air": np.full((1, 1, *small), low, dtype=np.float32),
         "sample": sample.window.astype(np.float32),
-        "trunk": trunk_window(config.roi_size, config),
     }
+    if fixed is None:  # else the sample is that window already
+        windows["trunk"] = trunk_window(config.roi_size, config)
+    return windows
 
 
 def measuring_windows(config: ModelConfig, scan: Path | None = None) -> MeasuringWindows:

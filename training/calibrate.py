@@ -21,7 +21,7 @@ from torch import Tensor
 
 from training.augment import plain_sample
 from training.checkpoint import Calibration
-from training.detection import bounding_box, count_detections
+from training.detection import LEAST_LESION_ML, bounding_box, count_detections
 from training.labels import BY_NAME, LABELS, LESIONS, ORGANS, Label
 from training.networks.universal import UniversalModel
 from training.precision import mixed_precision
@@ -33,7 +33,6 @@ UNDECIDED = 0.5
 
 LESION_PEAKS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 FALSE_POSITIVES_PER_SCAN = 0.8  # some room: new scans show a little more of them than those chosen on
-LEAST_LESION_ML = 0.5  # a ball of 10 mm, the smallest that is measurable (RECIST 1.1)
 
 _OVERLAP = 0.1  # of the windows; a half, as at inference, would be about six times as many
 
@@ -148,7 +147,7 @@ def operating_points(case: WholeCase, lesion: Label) -> list[OperatingPoint]:
     np.maximum.at(peaks, components[components > 0], probability[components > 0])
     points = []
     for peak in LESION_PEAKS:
-        found = count_detections((peaks > peak)[components], truth, least)
+        found = count_detections((peaks > peak)[components], truth, case.voxel_ml)
         points.append(OperatingPoint(peak, found.lesions, found.found, found.false_positives))
     return points
 

@@ -12,6 +12,10 @@ _TOUCHING = np.ones((3, 3, 3), bool)  # 26-connected, as the service counts lesi
 #: A lesion is found when predictions of its label cover at least this share of it.
 HIT_FRACTION = 0.1
 
+#: A ball of 10 mm, the smallest lesion that is measurable (RECIST 1.1). Smaller ones are neither reported nor scored.
+LEAST_LESION_ML = 0.5
+_ROUNDING = 1e-6  # of a volume: NIfTI affines are float32
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -28,18 +32,19 @@ def dice(predicted: Mask, truth: Mask) -> float:
     return 2.0 * int((predicted & truth).sum()) / total if total else 1.0
 
 
-def count_detections(predicted: Mask, truth: Mask, least_voxels: float) -> Detections:
+def count_detections(predicted: Mask, truth: Mask, voxel_ml: float) -> Detections:
     """Lesion-wise comparison of one label.
 
-    Lesions are the 26-connected components of `truth` of at least `least_voxels`; smaller ones, such as the sliver of a
-    lesion that the field of view cuts off, count neither as found nor as missed, and a prediction there is not false.
+    Lesions are the 26-connected components of `truth` of at least `LEAST_LESION_ML`; smaller ones, such as the sliver
+    of a lesion that the field of view cuts off, count neither as found nor as missed, and a prediction there is not
+    false. `voxel_ml` is the volume of a voxel.
     """
     box = bounding_box(predicted | truth)  # components cost as much as the array is large, lesions are small
     predicted, truth = predicted[box], truth[box]
     truth_components, truth_count = ndimage.label(truth, _TOUCHING)
     sizes = np.bincount(truth_components.ravel(), minlength=truth_count + 1)
     covered = np.bincount(truth_components[predicted], minlength=truth_count + 1)
-    large = np.flatnonzero(sizes[1:] >= least_voxels) + 1
+    large = np.flatnonzero(sizes[1:] * voxel_ml >= LEAST_LESION_ML * (1.0 - _ROUNDING)) + 1
     found = int((covered[large] >= HIT_FRACTION * sizes[large]).sum())
     predicted_components, predicted_count = ndimage.label(predicted, _TOUCHING)
     touching = np.unique(predicted_components[truth & predicted])

@@ -19,7 +19,7 @@ from isal import igzip
 from numpy.typing import NDArray
 from rich.progress import track
 
-from training.detection import Detections, count_detections, dice
+from training.detection import LEAST_LESION_ML, Detections, count_detections, dice
 from training.labels import LABELS, LESIONS, ORGANS
 from training.phantom.phantom import draw_phantom
 from training.phantom.write import write_ct
@@ -28,7 +28,6 @@ TRUTH_FILE = "labels.npy.gz"
 FIRST_TEST_SEED = 1_000_000  # training and validation seeds lie below
 #: Less than this of a structure inside the field of view is a sliver: it is not scored. Millilitres.
 LEAST_ORGAN_ML = 0.5
-LEAST_LESION_ML = 0.2
 
 
 class EvaluationError(RuntimeError):
@@ -128,7 +127,7 @@ def _score(truth_folder: Path, result_folder: Path) -> tuple[dict[str, float], d
         predicted, voxel_ml = _read_mask(result_folder / "masks" / f"{label.name}.nii.gz")
         truth_ml = np.count_nonzero(truth) * voxel_ml
         if label in LESIONS:
-            detections[label.name] = count_detections(predicted, truth, LEAST_LESION_ML / voxel_ml)
+            detections[label.name] = count_detections(predicted, truth, voxel_ml)
         least = LEAST_LESION_ML if label in LESIONS else LEAST_ORGAN_ML
         if truth_ml >= least:
             overlaps[label.name] = dice(predicted, truth)

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from model_export import head as head_module
 from model_export.head import FoldedHead, fold_head, read_head, write_head
 from model_export.parity import relative_error
 from training.checkpoint import Checkpoint
@@ -23,6 +25,14 @@ def test_fold_equals_the_unfolded_model(checkpoint: Checkpoint) -> None:
     assert head.W_image.shape == (153, 256)
     assert head.K.shape == (32, 153)
     assert relative_error(head.logits(features, pooled), logits) < 1e-6
+
+
+def test_slabs_of_planes_are_the_whole(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 planes of 8 x 16 voxels, three at a time."""
+    monkeypatch.setattr(head_module, "_SLAB_VOXELS", 3 * 8 * 16 + 5)
+    features, pooled, logits = _torch_outputs(checkpoint)
+    assert features.shape[2:] == (16, 8, 16)
+    assert relative_error(fold_head(checkpoint.model).logits(features, pooled), logits) < 1e-6
 
 
 def test_rows_of_the_text_part_are_labels(checkpoint: Checkpoint) -> None:

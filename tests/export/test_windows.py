@@ -1,6 +1,7 @@
 """What the graph is compared on: synthetic windows, and the fullest windows of a scan or phantom."""
 
 from pathlib import Path
+from typing import cast
 
 import nibabel
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 
 from model_export import windows as windows_module
 from model_export.errors import ScanRefused
-from model_export.sample import make_sample
+from model_export.sample import Sample, make_sample, trunk_window
 from model_export.scan import read_scan
 from model_export.windows import measuring_windows, synthetic_windows
 from tests.support.dicom_series import axial_affine, body_hu, write_ct_series
 from training.checkpoint import Checkpoint
 from training.config import ModelConfig
+from training.networks.universal import UniversalModel
 
 SPACING = (1.5, 2.0, 3.0)
 CONFIG = ModelConfig(spacing_mm=SPACING, roi_size=(16, 16, 16))
@@ -31,6 +33,24 @@ def test_synthetic_windows_differ_in_content_size_and_batch(checkpoint: Checkpoi
     assert np.unique(windows["air"]).tolist() == [-1.0]
     tissues = np.histogram(windows["trunk"], bins=[-1, -0.9, -0.7, -0.2, 0.0, 0.2, 0.5])[0]
     assert (tissues > 100).sum() == 5  # air, lung, fat, soft tissue, bone; nothing between lung and fat but noise
+
+
+def test_a_network_of_one_window_size_gets_no_window_twice() -> None:
+    """Its sample is the cartoon trunk of that size already, and a window takes such a network seconds."""
+    config = ModelConfig(architecture="swin_unetr")
+    sample = make_sample_of(config)
+    windows = synthetic_windows(config, 32, sample)
+    assert {name: window.shape for name, window in windows.items()} == {
+        "random": (2, 1, 96, 96, 96),
+        "air": (1, 1, 96, 96, 96),
+        "sample": (1, 1, 96, 96, 96),
+    }
+    np.testing.assert_allclose(windows["sample"], trunk_window(config.roi_size, config), atol=1e-3)
+
+
+def make_sample_of(config: ModelConfig) -> Sample:
+    """The sample of a network that says nothing."""
+    return make_sample(cast("UniversalModel", lambda window: window), config)
 
 
 def write_nifti(path: Path, hu: np.ndarray, affine: np.ndarray) -> Path:

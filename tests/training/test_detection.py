@@ -43,20 +43,22 @@ def test_dice_of_empty_masks() -> None:
     (row(3, 25), row(*range(5), *range(10, 15)), Detections(2, 1, 1)),
 ])  # fmt: skip
 def test_hits_misses_and_false_positives(predicted: np.ndarray, truth: np.ndarray, expected: Detections) -> None:
-    assert count_detections(predicted, truth, least_voxels=1) == expected
+    assert count_detections(predicted, truth, voxel_ml=0.5) == expected
 
 
 def test_slivers_count_neither_way() -> None:
     truth = row(0, 1, *range(10, 13))
-    assert count_detections(NOTHING, truth, least_voxels=3) == Detections(1, 0, 0)
-    assert count_detections(row(1), truth, least_voxels=3) == Detections(1, 0, 0)  # not a false positive either
-    assert count_detections(row(1, 11), truth, least_voxels=3.5) == Detections(0, 0, 0)
+    third = float(np.nextafter(np.float32(0.5 / 3), np.float32(0.0)))  # as an affine in float32 would have it
+    assert 3 * third < 0.5
+    assert count_detections(NOTHING, truth, voxel_ml=third) == Detections(1, 0, 0)
+    assert count_detections(row(1), truth, voxel_ml=third) == Detections(1, 0, 0)  # not a false positive either
+    assert count_detections(row(1, 11), truth, voxel_ml=0.16) == Detections(0, 0, 0)
 
 
 def test_voxels_that_meet_at_a_corner_are_one_lesion() -> None:
     corner = np.zeros((3, 3, 3), bool)
     corner[0, 0, 0] = corner[1, 1, 1] = True
-    assert count_detections(corner, corner, least_voxels=2) == Detections(1, 1, 0)
+    assert count_detections(corner, corner, voxel_ml=0.25) == Detections(1, 1, 0)
     apart = np.zeros((3, 3, 3), bool)
     apart[0, 0, 0] = apart[2, 2, 2] = True
-    assert count_detections(apart, apart, least_voxels=1) == Detections(2, 2, 0)
+    assert count_detections(apart, apart, voxel_ml=0.5) == Detections(2, 2, 0)

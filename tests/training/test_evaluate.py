@@ -22,11 +22,11 @@ AFFINE = np.diag([5.0, 5.0, 5.0, 1.0])  # a voxel is 1/8 ml
 
 
 def write_truth(folder: Path, seed: int) -> None:
-    """8 voxels of spleen (1 ml), 3 of gallbladder (a sliver), 2 and 4 of liver tumour, 1 of kidney cyst (a sliver)."""
+    """8 voxels of spleen (1 ml), 3 of gallbladder (a sliver), twice 4 of liver tumour, 1 of kidney cyst (a sliver)."""
     labels = np.zeros((10, 6, 4), np.uint32)
     labels[0:2, 0:2, 0:2] = bits("spleen")
     labels[4, 0:3, 0] = bits("gallbladder")
-    labels[6, 0:2, 0] = bits("liver_tumor")
+    labels[6, 0:4, 0] = bits("liver_tumor")
     labels[9, 0:4, 0] = bits("liver_tumor")
     labels[6, 5, 3] = bits("kidney_cyst")
     phantom = Phantom(np.zeros(labels.shape, np.int16), labels, AFFINE, Phase.NATIVE, (), seed)
@@ -106,7 +106,7 @@ def test_errors_are_counted_on_the_scans_own_grid(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(evaluation, "_segment", segment)
     scores = evaluate(folder, bundle=None, scans=1)
     assert scores.dice["spleen"] == [pytest.approx(2 * 4 / (4 + 8))]
-    assert scores.dice["liver_tumor"] == [pytest.approx(2 * 2 / (4 + 6))]
+    assert scores.dice["liver_tumor"] == [pytest.approx(2 * 4 / (6 + 8))]
     assert scores.detections["liver_tumor"] == [Detections(2, 1, 1)]
     assert scores.detections["kidney_cyst"] == [Detections(0, 0, 1)]
     assert scores.lesion_sensitivity == 0.5
