@@ -25,6 +25,9 @@ _CALIBRATED = """\
   The other post-processing rules come from the reference implementation. Probabilities are not calibrated."""
 _NOT_CALIBRATED = """\
 - Thresholds and post-processing rules come from the reference implementation; they were not tuned for this model."""
+_UNSTEADY = """\
+Not compared on: {windows}. With these weights torch's own logits on such a window are rounding (float32 against
+float64), so engines cannot agree on them. A scan has such windows where there is nothing but air."""
 _OTHER_NOTE = "The exporter knows no more about the data than the line above, which comes from the checkpoint."
 _OTHER_LIMITS = "- Performance outside the training data's scanners, protocols and patients is unknown."
 
@@ -123,14 +126,16 @@ def _windows(parities: Iterable[PrecisionParity]) -> str:
     return f"{first.windows} windows of a {'CT' if first.source == 'scan' else 'phantom'}"
 
 
-def _parity_table(parities: Iterable[PrecisionParity]) -> str:
+def _parity_table(parities: Sequence[PrecisionParity]) -> str:
     """A row for each precision and engine, those that are not offered too."""
     rows: list[Sequence[str]] = []
     for parity in parities:
         name = parity.precision.name
         rows += [_parity_row(engine) for engine in parity.measured]
         rows += [(name, engine, "", "", "", f"no: {reason}") for engine, reason in parity.unable.items()]
-    return table(("precision", "engine", "error of logits", "lowest Dice", "time, torch = 1", "offered"), rows)
+    shown = table(("precision", "engine", "error of logits", "lowest Dice", "time, torch = 1", "offered"), rows)
+    left_out = sorted({name for parity in parities for engine in parity.measured for name in engine.unsteady})
+    return f"{shown}\n\n{_UNSTEADY.format(windows=', '.join(left_out))}" if left_out else shown
 
 
 def _parity_row(parity: EngineParity) -> Sequence[str]:

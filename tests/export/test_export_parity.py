@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from model_export import parity as parity_module
@@ -27,9 +28,11 @@ from model_export.parity import (
     torch_reference,
 )
 from model_export.precisions import BF16, FP16, FP32
-from model_export.sample import make_sample
+from model_export.sample import make_sample, trunk_window
 from model_export.windows import MeasuringWindows, synthetic_windows
 from training.checkpoint import Checkpoint
+from training.config import ModelConfig
+from training.networks.universal import UniversalModel
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,41 @@ def test_a_file_that_no_engine_can_load_is_refused(
     assert parity.unable.keys() == set(available_engines())
     with pytest.raises(ParityError, match=r"onnxruntime in fp32: cannot run backbone\.onnx"):
         check_parity(parity)
+
+
+def off_on(reference: Reference, name: str, rounding: float) -> Reference:
+    """As if torch had said something else on a window, and were itself off by `rounding` on every one."""
+    other = reference.logits | {name: reference.logits[name] + 1.0}
+    return replace(reference, logits=other, rounding=lambda _name: rounding, unsteady=set())
+
+
+def test_a_window_on_which_torch_itself_is_off_says_nothing(
+    written_bundle: Path, checkpoint: Checkpoint, reference: Reference
+) -> None:
+    """Only where it has one value, and only when torch is off by more than an engine may be."""
+    path = written_bundle / "backbone.onnx"
+    left_out = measure(checkpoint, path, off_on(reference, "air", 2e-4))
+    assert [engine.unsteady for engine in left_out.measured] == [("air",)] * len(available_engines())
+    assert left_out.offered == left_out.measured
+    assert all(engine.max_relative_error < 1e-5 for engine in left_out.measured)
+    assert measure(checkpoint, path, off_on(reference, "air", 0.5e-4)).offered == ()
+    assert measure(checkpoint, path, off_on(reference, "random", 2e-4)).offered == ()
+    known = off_on(reference, "air", 2e-4)
+    measure(checkpoint, path, known)
+    other = measure_precision(BF16, path, fold_head(checkpoint.model), known, thresholds_of(checkpoint))
+    assert all(engine.unsteady == ("air",) for engine in other.measured)
+
+
+def test_rounding_is_that_of_torch_in_float32(reference: Reference) -> None:
+    """Norms as they are initialised, without a bias, make noise of a window of one value; of others they do not."""
+    assert 0.0 < reference.rounding("air") < 1e-5
+    config = ModelConfig(architecture="unet", feature_size=8)
+    torch.manual_seed(0)
+    model = UniversalModel(config, torch.randn(3, 512) * 0.4).eval()
+    windows = {"air": np.zeros((1, 1, 32, 32, 32), np.float32), "trunk": trunk_window((32, 32, 32), config)}
+    untrained = torch_reference(model, windows, MeasuringWindows("phantom", (windows["trunk"],)))
+    assert untrained.rounding("air") > 1e-3
+    assert untrained.rounding("trunk") < 1e-4
 
 
 EXACT = EngineParity(FP32, "onnxruntime", 1e-4, "air", 0.0, "phantom", 1, {"liver": 0.99, "spleen": 1.0}, 1.0, 2.0)
