@@ -37,7 +37,7 @@ class FoldedHead:
 def logits_by_slab(features: Tensor, params: Tensor) -> Tensor:
     """`apply_heads` on a slab of planes at a time: the hidden layers of a whole window at stride 1 are gigabytes."""
     planes = max(1, _SLAB_VOXELS // features[0, 0, 0].numel())
-    return torch.cat([apply_heads(slab, params) for slab in features.split(planes, dim=2)], dim=2)
+    return torch.cat([apply_heads(slab, params) for slab in torch.split(features, planes, dim=2)], dim=2)
 
 
 def fold_head(model: UniversalModel) -> FoldedHead:

@@ -55,7 +55,7 @@ def segment_study(
         logits,
         labels,
         onto=volume.geometry,
-        mask_interpolation=manifest.mask_interpolation,
+        mask_interpolation=manifest.mask_interpolation_with(request.postprocessing),
         postprocessing=request.postprocessing,
         progress=watch,
     )

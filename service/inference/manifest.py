@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from service.request import PostProcessing
+
 SCHEMA_VERSION = 1
 MAX_LABELS = 64
 """A mask of all labels is one unsigned integer per voxel, a bit for each label."""
@@ -348,6 +350,11 @@ class Manifest(_Part):
     text: TextEncoder
     training: dict[str, Any]
     additions: tuple[Addition, ...] = ()
+
+    def mask_interpolation_with(self, postprocessing: str) -> Interpolation:
+        """How masks reach the source grid: with `viscera` as the bundle says. `reference`, and `none`, which is held
+        against it, take the closest voxel as the released code does (`Invertd` with nearest)."""
+        return self.mask_interpolation if postprocessing == PostProcessing.VISCERA else Interpolation.NEAREST
 
     @model_validator(mode="after")
     def _labels_agree(self) -> Self:

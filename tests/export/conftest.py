@@ -1,14 +1,17 @@
 """A small network with random weights, its checkpoint and its bundle: each made once for all export tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from model_export import bundle as bundle_module
 from model_export.bundle import write_bundle
+from model_export.onnx import export_backbone
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import ModelConfig
 from training.labels import LABELS
@@ -35,6 +38,25 @@ def random_model(seed: int) -> UniversalModel:
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, 0.0, 0.2)
     return model.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_export_per_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same weights give the same graph (test_export_graph.py), and the exporter is slow: each goes through once."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    def export_once(model: UniversalModel, path: Path) -> None:
+        digest = sha256(model.config.model_dump_json().encode())
+        for name, value in model.state_dict().items():
+            digest.update(name.encode() + value.numpy().tobytes())
+        graph = folder / digest.hexdigest()
+        if not graph.exists():
+            export_backbone(model, graph)
+        path.write_bytes(graph.read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_module, "export_backbone", export_once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from model_export.bundle import BundleTexts, bundle_bytes, creation_time, read_checkpoint, write_bundle
+from model_export.card import _parity_table
 from model_export.errors import BundleExists, CheckpointRefused, ExportError, ParityError
+from model_export.parity import EngineParity, PrecisionParity
 from model_export.precisions import FP32
 from training.checkpoint import Calibration, Checkpoint
 from training.labels import LABELS
@@ -216,6 +218,14 @@ def test_card_says_what_the_bundle_is_and_is_not(written_bundle: Path) -> None:
     ):
         assert sentence in card
     assert "$" not in card  # no placeholder left
+
+
+def test_card_names_the_windows_that_were_left_out() -> None:
+    engine = EngineParity(FP32, "onnxruntime", 1e-5, "trunk", 0.0, "phantom", 2, {"liver": 1.0}, 1.0, 2.0)
+    every = PrecisionParity(FP32, (engine,), {})
+    assert "Not compared on" not in _parity_table([every])
+    fewer = PrecisionParity(FP32, (replace(engine, unsteady=("air",)),), {})
+    assert "\n\nNot compared on: air. With these weights" in _parity_table([fewer])
 
 
 def test_the_default_network_stays_below_12_megabytes(written_bundle: Path) -> None:

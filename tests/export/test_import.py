@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
+from monai.inferers import sliding_window_inference
+from monai.transforms import Compose, CropForegroundd, Invertd, Orientationd, ScaleIntensityRanged, Spacingd
+from numpy.typing import NDArray
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
@@ -30,9 +34,12 @@ from model_export.head import fold_head
 from model_export.importing import import_checkpoint
 from model_export.sample import SAMPLE_SIZE, trunk_window
 from service.inference import load_bundle
+from service.pipeline import segment_study
+from service.request import PostProcessing, SegmentationRequest
 from tests.support.networks import narrow_model, settle_norms
 from training.checkpoint import Checkpoint
 from training.config import ModelConfig
+from training.detection import dice
 from training.labels import LABELS
 from training.networks.universal import UniversalModel, count_parameters
 from training.phantom.phantom import FieldOfView, draw_phantom
@@ -329,13 +336,15 @@ def test_licence_of_ones_own_needs_its_text(unet: UniversalModel, tmp_path: Path
     assert "The licence MIT needs its text: give --licence-file." in result.stderr
 
 
-@pytest.fixture
-def one_window(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def one_window() -> Iterator[None]:
     """Masks are compared on one window of 96 voxels of a slab, not on six of a trunk; the cartoon has 48 voxels."""
     slab = draw_phantom(0, spacing_mm=(3.0, 3.0, 3.0), field_of_view=FieldOfView(low_z=-40.0, high_z=60.0)).hu
-    monkeypatch.setattr(windows_module, "MEASURING_WINDOWS", 1)
-    monkeypatch.setattr(windows_module, "_phantom_hu", lambda _spacing_mm: slab.astype(np.float32))
-    monkeypatch.setattr(windows_module, "trunk_window", lambda _size, config: trunk_window(SAMPLE_SIZE, config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows_module, "MEASURING_WINDOWS", 1)
+        patch.setattr(windows_module, "_phantom_hu", lambda _spacing_mm: slab.astype(np.float32))
+        patch.setattr(windows_module, "trunk_window", lambda _size, config: trunk_window(SAMPLE_SIZE, config))
+        yield
 
 
 def import_and_verify(path: Path, out: Path) -> tuple[Path, dict[str, Any]]:
@@ -350,9 +359,15 @@ def import_and_verify(path: Path, out: Path) -> tuple[Path, dict[str, Any]]:
     return bundle, manifest
 
 
-@pytest.mark.usefixtures("one_window")
-def test_published_weights_become_a_bundle(unet: UniversalModel, tmp_path: Path) -> None:
-    bundle, manifest = import_and_verify(save(tmp_path / "published.pth", {"net": publish(unet)}), tmp_path / "out")
+@pytest.fixture(scope="module")
+def imported(unet: UniversalModel, one_window: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of published weights of a narrow U-Net."""
+    folder = tmp_path_factory.mktemp("imported")
+    return import_and_verify(save(folder / "published.pth", {"net": publish(unet)}), folder / "out")[0]
+
+
+def test_published_weights_become_a_bundle(imported: Path) -> None:
+    bundle, manifest = imported, json.loads((imported / "manifest.json").read_text())
     assert manifest["licence"] == "CC-BY-NC-ND-4.0"
     assert "https://creativecommons.org/licenses/by-nc-nd/4.0/legalcode" in (bundle / "LICENSE").read_text()
     assert manifest["backbone"]["architecture"] == "unet"
@@ -367,6 +382,43 @@ def test_published_weights_become_a_bundle(unet: UniversalModel, tmp_path: Path)
     }
     assert manifest["sliding_window"]["roi_size"] == [96, 96, 96]
     assert "published.pth" in (bundle / "MODEL_CARD.md").read_text()
+
+
+def published_masks(model: UniversalModel, scan: Path) -> NDArray[np.bool_]:
+    """Masks (C,X,Y,Z) on the scan's grid as the released code makes them, in MONAI alone: nothing but a threshold."""
+    image = nibabel.load(scan)
+    steps = Compose([
+        Orientationd("image", axcodes="RAS", labels=None),
+        Spacingd("image", pixdim=(1.5, 1.5, 1.5), mode="bilinear"),
+        ScaleIntensityRanged("image", a_min=-175, a_max=250, b_min=0.0, b_max=1.0, clip=True),
+        CropForegroundd("image", source_key="image", allow_smaller=True),
+    ])  # fmt: skip
+    case = steps({"image": MetaTensor(image.get_fdata(dtype=np.float32)[None], affine=image.affine)})
+    with torch.inference_mode():
+        logits = sliding_window_inference(
+            case["image"][None].as_tensor(), (96, 96, 96), 1, model, overlap=0.25, mode="gaussian"
+        )
+    case["masks"] = MetaTensor((logits[0].sigmoid() > 0.5).float(), meta=case["image"].meta)
+    case["masks"].applied_operations = list(case["image"].applied_operations)
+    back = Invertd("masks", transform=steps, orig_keys="image", nearest_interp=True)
+    masks: NDArray[np.bool_] = back(case)["masks"].numpy() > 0.5
+    return masks
+
+
+def test_masks_are_those_of_the_published_pipeline(imported: Path, unet: UniversalModel, tmp_path: Path) -> None:
+    """Voxels of 0.8 x 0.8 x 2.5 mm, towards left and posterior, air around the patient, two windows along x."""
+    slab = draw_phantom(3, spacing_mm=(2.0, 2.0, 2.5), field_of_view=FieldOfView(-20.0, 40.0))
+    scan = tmp_path / "ct.nii.gz"
+    hu = slab.hu[::-1, ::-1][:200, :150]
+    nibabel.save(nibabel.Nifti1Image(hu, np.diag([-0.8, -0.8, 2.5, 1.0])), scan)
+    request = SegmentationRequest(overlap=0.25, postprocessing=PostProcessing.NONE)
+    segment_study(scan, tmp_path, load_bundle(imported), request)
+    expected = published_masks(unet, scan)
+    assert expected.shape[1:] == hu.shape
+    assert expected.any(axis=(1, 2, 3)).sum() > 10
+    for channel, label in enumerate(LABELS):
+        mask = np.asarray(nibabel.load(tmp_path / "masks" / f"{label.name}.nii.gz").dataobj) > 0
+        assert dice(mask, expected[channel]) >= 0.999, label.name
 
 
 @pytest.mark.slow
