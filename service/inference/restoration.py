@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from service.imaging.geometry import Geometry, Shape
 from service.inference.grid import Box, ModelGrid, absolute, bounding_box, box_shape, grown, intersection, relative
+from service.inference.logits import Logits, logit
 from service.inference.manifest import Interpolation, Label, MinVolume, Rule
 from service.inference.masks import LesionProbability, Masks, Packed, bit_mask, empty_packed, has_bit
 from service.inference.postprocessing import BoxedMask, Companions, apply_rules, components_of_at_least
 from service.inference.resampling import AxisWeights, axis_weights, resample
-from service.inference.sliding_window import Logits
 from service.progress import Progress, Stage, no_progress
 from service.request import PostProcessing
 
@@ -68,7 +68,7 @@ def restore_masks(
     progress(Stage.POSTPROCESSING, 0.0)
     for done, channel in enumerate(channels, 1):
         label = logits.labels[channel]
-        region = _above_threshold(logits, channel, label.threshold)
+        region = _above_threshold(logits, channel)
         predicted = None if region is None else region.mask(label.threshold)
         rules = label.postprocessing.chosen(postprocessing)
         probability = partial(_probability_in, logits, channel, region)
@@ -121,9 +121,8 @@ def _in_order_of_need(labels: Sequence[Label], postprocessing: str) -> list[int]
 def _predicted(logits: Logits, name: str) -> BoxedMask | None:
     """The mask of a label before any rule."""
     channel = next(channel for channel, label in enumerate(logits.labels) if label.name == name)
-    threshold = logits.labels[channel].threshold
-    region = _above_threshold(logits, channel, threshold)
-    return None if region is None else region.mask(threshold)
+    region = _above_threshold(logits, channel)
+    return None if region is None else region.mask(logits.labels[channel].threshold)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +137,7 @@ class _Region:
 
     def mask(self, threshold: float) -> BoxedMask | None:
         """Where the probability exceeds the threshold."""
-        return BoxedMask.trimmed(self.box, self.logits > _logit(threshold))
+        return BoxedMask.trimmed(self.box, self.logits > logit(threshold))
 
     @cached_property
     def probability(self) -> Float32:
@@ -156,16 +155,12 @@ class _Field:
     level: float
 
 
-def _logit(probability: float) -> np.float32:
-    return np.float32(np.log(probability / (1.0 - probability)))
-
-
-def _above_threshold(logits: Logits, channel: int, threshold: float) -> _Region | None:
-    """The label's logits, upsampled only around the feature voxels that exceed the threshold; None without any.
+def _above_threshold(logits: Logits, channel: int) -> _Region | None:
+    """The label's logits, upsampled only around the feature voxels that exceed its threshold; None without any.
 
     Linear interpolation never exceeds its neighbours, so nothing is lost.
     """
-    above = bounding_box(logits.values[channel] > _logit(threshold))
+    above = logits.above[channel]
     return None if above is None else _upsampled(logits, channel, above)
 
 
@@ -185,21 +180,19 @@ def _probability_in(logits: Logits, channel: int, region: _Region | None, mask: 
 
 def _upsampled(logits: Logits, channel: int, above: Box) -> _Region:
     """The label's logits on the model grid in a box of the feature grid and one voxel more on each side."""
-    values = logits.values[channel]
-    stride, shape = logits.stride, logits.grid.shape
-    feature_shape = (values.shape[0], values.shape[1], values.shape[2])
+    stride, shape, feature_shape = logits.stride, logits.grid.shape, logits.shape
     covered = grown(above, (1, 1, 1), feature_shape)
     x, y, z = (slice(side.start * stride, min(side.stop * stride, n)) for side, n in zip(covered, shape, strict=True))
     box = (x, y, z)
     if stride == 1:
-        return _Region(box, values[covered])
+        return _Region(box, logits.read(channel, covered))
     sources = grown(covered, (1, 1, 1), feature_shape)  # the outer half of a feature voxel leans on its neighbour
     w0, w1, w2 = (
         # The centre of model voxel i lies at (i + 0.5) / stride - 0.5 on the feature grid.
         axis_weights(n, (np.arange(out.start, out.stop) + 0.5) / stride - 0.5, Interpolation.LINEAR)[:, side]
         for n, out, side in zip(feature_shape, box, sources, strict=True)
     )
-    return _Region(box, resample(values[sources], (w0, w1, w2)))
+    return _Region(box, resample(logits.read(channel, sources), (w0, w1, w2)))
 
 
 def _signed_margin(region: _Region, mask: BoxedMask, threshold: float, back: "_WayBack") -> _Field:

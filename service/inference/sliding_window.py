@@ -1,19 +1,24 @@
-"""Overlapping windows over the model grid, their logits blended on the feature grid.
+"""Overlapping windows over the model grid, their logits blended on the feature grid, slab by slab along z.
 
 Positions and weights are those of MONAI's sliding_window_inference (gaussian), with each position a multiple of the
 feature stride s, so that windows meet on whole feature voxels. Blending happens before upsampling: s**3 times less
 memory. Feature voxel f covers the model voxels f*s to f*s + s - 1.
+
+All windows of one height come before the next, and a plane is finished as soon as no later window touches it. So the
+accumulator is as high as a window, however long the scan.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from service.inference.grid import ModelGrid
+from service.imaging.geometry import Shape
+from service.inference.logits import Logits, Slab, gather_logits
 from service.inference.manifest import Label, SlidingWindow
 from service.inference.preprocessing import NetworkInput
 from service.progress import Progress, Stage, no_progress
@@ -36,19 +41,6 @@ class WindowPredictor(Protocol):
         """Logits (B, C, D/s, H/s, W/s) of windows (B, D, H, W)."""
 
 
-@dataclass(frozen=True, eq=False)
-class Logits:
-    """Logits of `labels` over the model grid, blended over overlapping windows.
-
-    `values` is float32 (C, ceil(D/s), ceil(H/s), ceil(W/s)), C as in `labels`; s is `stride`, (D, H, W) is grid.shape.
-    """
-
-    values: Float32
-    labels: tuple[Label, ...]
-    stride: int
-    grid: ModelGrid
-
-
 @dataclass(frozen=True)
 class _Axis:
     """One axis of the padded model grid: its length, the background voxels before the scan, the windows' starts."""
@@ -64,43 +56,70 @@ def predict_windows(
     sliding_window: SlidingWindow,
     progress: Progress = no_progress,
 ) -> Logits:
-    """Logits on the feature grid. A scan smaller than a window is padded with background on both sides.
+    """Logits on the feature grid, those near a label. A scan smaller than a window lies in the middle of background.
 
     `progress` is told after each window and may raise to stop. Raises EngineUnavailable when the engine fails.
     """
+    slabs = blended_slabs(network_input, predictor, sliding_window, progress)
+    return gather_logits(slabs, predictor.labels, predictor.feature_stride, network_input.grid)
+
+
+def blended_slabs(
+    network_input: NetworkInput,
+    predictor: WindowPredictor,
+    sliding_window: SlidingWindow,
+    progress: Progress = no_progress,
+) -> Iterator[Slab]:
+    """All logits on the feature grid, from the feet up, each slab as soon as its windows are through."""
     stride, roi = predictor.feature_stride, sliding_window.roi_size
     axes = [
         _plan_axis(n, edge, sliding_window.overlap, stride)
         for n, edge in zip(network_input.grid.shape, roi, strict=True)
     ]
+    x, y, z = axes
     weight = importance_map((roi[0] // stride, roi[1] // stride, roi[2] // stride), sliding_window.sigma_scale)
-    shape = [axis.length // stride for axis in axes]
-    blended = torch.zeros((len(predictor.labels), *shape))
-    total_weight = torch.zeros(shape)
+    open_shape = (x.length // stride, y.length // stride, roi[2] // stride)  # planes that a window may still touch
+    blended = torch.zeros((len(predictor.labels), *open_shape))
+    total_weight = torch.zeros(open_shape)
 
-    starts = list(product(*(axis.starts for axis in axes)))
+    columns = list(product(x.starts, y.starts))
+    windows = len(columns) * len(z.starts)
     of_background: torch.Tensor | None = None
     progress(Stage.INFERENCE, 0.0)
-    for done, start in enumerate(starts, 1):
-        window = _cut_window(network_input, start, axes, roi)
-        if of_background is not None and _is_background(window, network_input.background):
-            logits = of_background  # nothing but background has one answer, wherever it lies
-        else:
-            logits = torch.from_numpy(predictor(window[None])[0])
-            if _is_background(window, network_input.background):
-                of_background = logits
-        box = tuple(slice(s // stride, (s + edge) // stride) for s, edge in zip(start, roi, strict=True))
-        blended[(slice(None), *box)].addcmul_(logits, weight)
-        total_weight[box] += weight
-        progress(Stage.INFERENCE, done / len(starts))
-    blended /= total_weight
+    for layer, (height, next_height) in enumerate(pairwise((*z.starts, z.length))):
+        for column, (left, front) in enumerate(columns, 1):
+            window = _cut_window(network_input, (left, front, height), axes, roi)
+            if of_background is not None and _is_background(window, network_input.background):
+                logits = of_background  # nothing but background has one answer, wherever it lies
+            else:
+                logits = torch.from_numpy(predictor(window[None])[0])
+                if _is_background(window, network_input.background):
+                    of_background = logits
+            box = tuple(
+                slice(s // stride, (s + edge) // stride) for s, edge in zip((left, front), roi[:2], strict=True)
+            )
+            blended[(slice(None), *box)].addcmul_(logits, weight)
+            total_weight[box] += weight
+            progress(Stage.INFERENCE, (layer * len(columns) + column) / windows)
+        done = (next_height - height) // stride
+        finished = blended[..., :done] / total_weight[..., :done]
+        for accumulator in (blended, total_weight):
+            still_open = accumulator[..., done:].clone()
+            accumulator.zero_()[..., : still_open.shape[-1]] = still_open
+        yield from _within_scan(Slab(height // stride, finished.numpy()), axes, network_input.grid.shape, stride)
 
-    i, j, k = (
+
+def _within_scan(slab: Slab, axes: list[_Axis], shape: Shape, stride: int) -> Iterator[Slab]:
+    """The slab without the padding, counted from the scan's first plane; nothing where all of it is padding."""
+    x, y, z = (
         slice(axis.before // stride, axis.before // stride + -(-n // stride))
-        for axis, n in zip(axes, network_input.grid.shape, strict=True)
+        for axis, n in zip(axes, shape, strict=True)
     )
-    values: Float32 = blended[:, i, j, k].numpy()
-    return Logits(values, predictor.labels, stride, network_input.grid)
+    first = max(slab.start, z.start)
+    last = min(slab.start + slab.values.shape[3], z.stop)
+    if first < last:
+        planes = slice(first - slab.start, last - slab.start)
+        yield Slab(first - z.start, np.ascontiguousarray(slab.values[:, x, y, planes]))
 
 
 def importance_map(shape: tuple[int, int, int], sigma_scale: float) -> torch.Tensor:

@@ -11,13 +11,15 @@ from scipy.spatial.transform import Rotation
 from service.imaging.geometry import Geometry
 from service.imaging.volume import SourceFormat, Volume
 from service.inference.grid import cropped, full_box, whole_grid
+from service.inference.logits import Logits
 from service.inference.manifest import Interpolation, MinPeak, RuleSets
 from service.inference.masks import Masks
 from service.inference.model import Model
 from service.inference.preprocessing import preprocess
 from service.inference.restoration import _without_fragments, restore_masks
-from service.inference.sliding_window import Logits, predict_windows
+from service.inference.sliding_window import predict_windows
 from service.progress import Stage
+from tests.support.logits import all_values, whole_logits
 
 LINEAR, NEAREST = Interpolation.LINEAR, Interpolation.NEAREST
 Mask = NDArray[np.bool_]
@@ -104,7 +106,7 @@ def sphere_logits(model: Model, geometry: Geometry, stride: int, radius_mm: floa
     ijk = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1) * stride + (stride - 1) / 2
     center = geometry.to_ras_mm((np.array(geometry.shape) - 1) / 2)
     values = radius_mm - np.linalg.norm(grid.geometry.to_ras_mm(ijk) - center, axis=-1)
-    return Logits(values[None].astype(np.float32), model.bundle.manifest.labels[:1], stride, grid)
+    return whole_logits(values[None].astype(np.float32), model.bundle.manifest.labels[:1], stride, grid)
 
 
 @pytest.mark.parametrize("interpolation", [LINEAR, NEAREST])
@@ -132,7 +134,7 @@ def test_only_the_surroundings_are_upsampled_and_nothing_is_lost(tiny_model: Mod
     bone = tiny_model.bundle.manifest.labels[1:2]  # no rules
     values = np.random.default_rng(0).normal(-2.5, 2.0, (1, *shape)).astype(np.float32)
     values[:, :, :, shape[2] // 2 :] = -5.0  # half of the grid is empty, so there is a box
-    logits = Logits(values, bone, stride, whole_grid(geometry, (2.0, 2.0, 2.0)))
+    logits = whole_logits(values, bone, stride, whole_grid(geometry, (2.0, 2.0, 2.0)))
 
     masks = restore_masks(logits, bone, onto=geometry, mask_interpolation=LINEAR)
 
@@ -169,7 +171,8 @@ def test_the_threshold_is_the_labels_own(tiny_model: Model) -> None:
     logits = sphere_logits(tiny_model, geometry, 2, 24.0)
     # A logit of ln(0.9 / 0.1) = 2.2 lies 2.2 mm below the surface.
     strict = (logits.labels[0].model_copy(update={"threshold": 0.9}),)
-    masks = restore_masks(replace(logits, labels=strict), strict, onto=geometry, mask_interpolation=LINEAR)
+    logits = whole_logits(all_values(logits), strict, 2, logits.grid)
+    masks = restore_masks(logits, strict, onto=geometry, mask_interpolation=LINEAR)
     assert dice(masks.mask("liver"), distance_mm(geometry) < 24.0 - 2.2) > 0.95
     assert masks.mask("liver").sum() < 0.85 * (distance_mm(geometry) < 24.0).sum()
 
@@ -224,7 +227,7 @@ def test_of_two_spheres_the_certain_one_stays_with_its_whole_extent(
     geometry = GRIDS["LPS"]
     organ = sphere_logits(tiny_model, geometry, 2, 24.0)
     grid = organ.grid.geometry
-    centers = np.stack(np.meshgrid(*(2 * np.arange(n) + 0.5 for n in organ.values.shape[1:]), indexing="ij"), axis=-1)
+    centers = np.stack(np.meshgrid(*(2 * np.arange(n) + 0.5 for n in organ.shape), indexing="ij"), axis=-1)
     at_mm = grid.to_ras_mm(centers) - geometry.to_ras_mm((np.array(geometry.shape) - 1) / 2)
     doubtful, sure = (
         np.clip(9.0 - np.linalg.norm(at_mm - np.array([x, 0, 0]), axis=-1), -5.0, highest)
@@ -237,7 +240,7 @@ def test_of_two_spheres_the_certain_one_stays_with_its_whole_extent(
     )
     both, one = (
         restore_masks(
-            replace(organ, values=values, labels=(label,)), [label], onto=geometry, mask_interpolation=interpolation
+            whole_logits(values, (label,), 2, organ.grid), [label], onto=geometry, mask_interpolation=interpolation
         ).mask(label.name)
         for label in (lenient, strict)
     )
@@ -307,13 +310,13 @@ def test_every_one_of_many_labels_has_its_own_bit(tiny_model: Model, count: int,
     one = sphere_logits(tiny_model, geometry, 2, 6.0)
     (liver,) = one.labels
     labels = tuple(liver.model_copy(update={"index": n + 1, "name": f"sphere_{n}"}) for n in range(count))
-    values = np.concatenate([one.values + np.float32(0.2 * n) for n in range(count)])
-    masks = restore_masks(replace(one, values=values, labels=labels), labels, onto=geometry, mask_interpolation=LINEAR)
+    values = np.concatenate([all_values(one) + np.float32(0.2 * n) for n in range(count)])
+    masks = restore_masks(whole_logits(values, labels, 2, one.grid), labels, onto=geometry, mask_interpolation=LINEAR)
 
     assert masks.packed.dtype == word
     for n in (0, 30, 31, 32, 62, 63)[: 3 if count == 32 else 4 if count == 33 else 6]:
         alone = restore_masks(
-            replace(one, values=values[n : n + 1], labels=labels[n : n + 1]),
+            whole_logits(values[n : n + 1], labels[n : n + 1], 2, one.grid),
             labels[n : n + 1],
             onto=geometry,
             mask_interpolation=LINEAR,
@@ -327,7 +330,8 @@ def test_every_one_of_many_labels_has_its_own_bit(tiny_model: Model, count: int,
 
 def test_progress_is_told_after_each_label(tiny_model: Model) -> None:
     logits = sphere_logits(tiny_model, GRIDS["RAS"], 2, 24.0)
-    two = replace(logits, values=np.repeat(logits.values, 2, axis=0), labels=tiny_model.bundle.manifest.labels[:2])
+    labels = tiny_model.bundle.manifest.labels[:2]
+    two = whole_logits(np.repeat(all_values(logits), 2, axis=0), labels, 2, logits.grid)
     told: list[tuple[Stage, float]] = []
     restore_masks(two, two.labels, onto=GRIDS["RAS"], mask_interpolation=LINEAR, progress=lambda *at: told.append(at))
     assert told == [(Stage.POSTPROCESSING, fraction) for fraction in (0.0, 0.5, 1.0)]

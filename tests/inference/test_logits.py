@@ -1,0 +1,114 @@
+"""Logits in little memory: what is forgotten changes no mask, and most is."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from service.imaging.geometry import Geometry
+from service.inference.grid import ModelGrid, full_box, whole_grid
+from service.inference.logits import FORGOTTEN, Logits, Slab, gather_logits
+from service.inference.manifest import Interpolation, Label
+from service.inference.model import Model
+from service.inference.restoration import restore_masks
+from service.request import PostProcessing
+from tests.support.logits import all_values, whole_logits
+
+Float32 = NDArray[np.float32]
+
+SPACING = (2.0, 2.0, 2.0)
+
+
+def grid_of(shape: tuple[int, int, int], stride: int) -> ModelGrid:
+    """The model grid under a feature grid; at stride 2 its last voxel is missing along each axis."""
+    x, y, z = (n * stride - (stride - 1) for n in shape)
+    return whole_grid(Geometry((x, y, z), np.diag([*SPACING, 1.0])), SPACING)
+
+
+def blobs(labels: int, shape: tuple[int, int, int], seed: int) -> Float32:
+    """Logits like a network's: smooth islands on a low ground, some across every border."""
+    noise = np.random.default_rng(seed).normal(0.0, 1.0, (labels, *shape))
+    smooth = np.stack([gaussian_filter(of, 2.0, mode="wrap") for of in noise])
+    return (60.0 * smooth - 2.5).astype(np.float32)
+
+
+def slabs_of(values: Float32, heights: list[int]) -> Iterator[Slab]:
+    """The scan cut into slabs of these heights, again and again."""
+    start, turn = 0, 0
+    while start < values.shape[3]:
+        stop = start + heights[turn % len(heights)]
+        yield Slab(start, values[..., start:stop])
+        start, turn = stop, turn + 1
+
+
+def labels_of(model: Model) -> tuple[Label, ...]:
+    """Two organs with a rule, one without, and a lesion in its host; thresholds of their own."""
+    thresholds = (0.5, 0.35, 0.8, 0.5)
+    return tuple(
+        label.model_copy(update={"threshold": threshold})
+        for label, threshold in zip(model.bundle.manifest.labels, thresholds, strict=True)
+    )
+
+
+@pytest.mark.parametrize("heights", [[1], [3], [2, 7], [24], [100]])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("interpolation", [Interpolation.LINEAR, Interpolation.NEAREST])
+def test_masks_are_those_of_all_logits(
+    tiny_model: Model, stride: int, heights: list[int], interpolation: Interpolation
+) -> None:
+    labels, shape = labels_of(tiny_model), (22, 26, 41)
+    values, grid = blobs(len(labels), shape, seed=stride), grid_of(shape, stride)
+    source = Geometry((50, 55, 60), np.diag([*(1.45 * stride * n / 55 for n in shape), 1.0]))
+    for rules in (PostProcessing.VISCERA, PostProcessing.NONE):
+        few, all_of_them = (
+            restore_masks(logits, labels, onto=source, mask_interpolation=interpolation, postprocessing=rules)
+            for logits in (
+                gather_logits(slabs_of(values, heights), labels, stride, grid),
+                whole_logits(values, labels, stride, grid),
+            )
+        )
+        assert few.packed.any()
+        assert few.sha256 == all_of_them.sha256
+        for name, lesion in all_of_them.lesion_probability.items():
+            assert few.lesion_probability[name].box == lesion.box
+            inside = all_of_them.mask(name)[lesion.box]
+            np.testing.assert_array_equal(few.lesion_probability[name].probability[inside], lesion.probability[inside])
+
+
+def test_the_surroundings_of_a_voxel_are_kept_and_no_more(tiny_model: Model) -> None:
+    """One voxel above, in the last plane of a slab: two voxels around it, across the border."""
+    label = tiny_model.bundle.manifest.labels[:1]
+    values = np.full((1, 9, 9, 12), -3.0, np.float32)
+    values[0, 4, 1, 5] = 1.0
+    logits = gather_logits(slabs_of(values, [6]), label, 1, grid_of((9, 9, 12), 1))
+    kept = all_values(logits)[0] != FORGOTTEN
+    expected = np.zeros((9, 9, 12), bool)
+    expected[2:7, 0:4, 3:8] = True
+    np.testing.assert_array_equal(kept[:, :, 3:8], expected[:, :, 3:8])
+    assert kept.sum() <= 5 * 4 * 6  # a slab's box may begin where the one before it ended
+    assert logits.above == ((slice(4, 5), slice(1, 2), slice(5, 6)),)
+    np.testing.assert_array_equal(logits.read(0, full_box((9, 9, 12)))[kept], values[0][kept])
+
+
+def test_nothing_above_keeps_nothing(tiny_model: Model) -> None:
+    labels = labels_of(tiny_model)
+    values = np.full((4, 8, 8, 8), -1.0, np.float32)
+    values[1] = 0.0  # above 0.35, the threshold of this label
+    logits = gather_logits(slabs_of(values, [3]), labels, 1, grid_of((8, 8, 8), 1))
+    assert [above is not None for above in logits.above] == [False, True, False, False]
+    assert bytes_of(logits) < 3 * values[1].nbytes
+
+
+def test_most_of_a_long_scan_is_forgotten(tiny_model: Model) -> None:
+    labels = labels_of(tiny_model)
+    values = np.full((4, 40, 40, 200), -4.0, np.float32)
+    for channel in range(4):
+        values[channel, 10:20, 10:20, 40 * channel + 10 : 40 * channel + 25] = 2.0
+    logits = gather_logits(slabs_of(values, [24]), labels, 2, grid_of((40, 40, 200), 2))
+    assert bytes_of(logits) < 0.02 * values.nbytes
+
+
+def bytes_of(logits: Logits) -> int:
+    return sum(part.nbytes for kept in logits.parts for _, part in kept)
