@@ -160,7 +160,7 @@ def _above_threshold(logits: Logits, channel: int) -> _Region | None:
 
     Linear interpolation never exceeds its neighbours, so nothing is lost.
     """
-    above = logits.above[channel]
+    above = logits.kept[channel].above
     return None if above is None else _upsampled(logits, channel, above)
 
 
@@ -185,14 +185,14 @@ def _upsampled(logits: Logits, channel: int, above: Box) -> _Region:
     x, y, z = (slice(side.start * stride, min(side.stop * stride, n)) for side, n in zip(covered, shape, strict=True))
     box = (x, y, z)
     if stride == 1:
-        return _Region(box, logits.read(channel, covered))
+        return _Region(box, logits.kept[channel].read(covered))
     sources = grown(covered, (1, 1, 1), feature_shape)  # the outer half of a feature voxel leans on its neighbour
     w0, w1, w2 = (
         # The centre of model voxel i lies at (i + 0.5) / stride - 0.5 on the feature grid.
         axis_weights(n, (np.arange(out.start, out.stop) + 0.5) / stride - 0.5, Interpolation.LINEAR)[:, side]
         for n, out, side in zip(feature_shape, box, sources, strict=True)
     )
-    return _Region(box, resample(logits.read(channel, sources), (w0, w1, w2)))
+    return _Region(box, resample(logits.kept[channel].read(sources), (w0, w1, w2)))
 
 
 def _signed_margin(region: _Region, mask: BoxedMask, threshold: float, back: "_WayBack") -> _Field:

@@ -70,7 +70,10 @@ def blended_slabs(
     sliding_window: SlidingWindow,
     progress: Progress = no_progress,
 ) -> Iterator[Slab]:
-    """All logits on the feature grid, from the feet up, each slab as soon as its windows are through."""
+    """All logits on the feature grid, from the feet up, each slab as soon as its windows are through.
+
+    A slab is a view of the accumulator, gone when the next one is asked for.
+    """
     stride, roi = predictor.feature_stride, sliding_window.roi_size
     axes = [
         _plan_axis(n, edge, sliding_window.overlap, stride)
@@ -102,11 +105,11 @@ def blended_slabs(
             total_weight[box] += weight
             progress(Stage.INFERENCE, (layer * len(columns) + column) / windows)
         done = (next_height - height) // stride
-        finished = blended[..., :done] / total_weight[..., :done]
-        for accumulator in (blended, total_weight):
+        finished = blended[..., :done].div_(total_weight[..., :done])
+        yield from _within_scan(Slab(height // stride, finished.numpy()), axes, network_input.grid.shape, stride)
+        for accumulator in (*blended, total_weight):
             still_open = accumulator[..., done:].clone()
             accumulator.zero_()[..., : still_open.shape[-1]] = still_open
-        yield from _within_scan(Slab(height // stride, finished.numpy()), axes, network_input.grid.shape, stride)
 
 
 def _within_scan(slab: Slab, axes: list[_Axis], shape: Shape, stride: int) -> Iterator[Slab]:
@@ -119,7 +122,7 @@ def _within_scan(slab: Slab, axes: list[_Axis], shape: Shape, stride: int) -> It
     last = min(slab.start + slab.values.shape[3], z.stop)
     if first < last:
         planes = slice(first - slab.start, last - slab.start)
-        yield Slab(first - z.start, np.ascontiguousarray(slab.values[:, x, y, planes]))
+        yield Slab(first - z.start, slab.values[:, x, y, planes])
 
 
 def importance_map(shape: tuple[int, int, int], sigma_scale: float) -> torch.Tensor:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from service.imaging.geometry import Geometry
-from service.inference.grid import ModelGrid, full_box, whole_grid
-from service.inference.logits import FORGOTTEN, Logits, Slab, gather_logits
+from service.inference.grid import ModelGrid, whole_grid
+from service.inference.logits import FORGOTTEN, INSIDE, Logits, Slab, gather_logits
 from service.inference.manifest import Interpolation, Label
 from service.inference.model import Model
 from service.inference.restoration import restore_masks
@@ -77,28 +77,55 @@ def test_masks_are_those_of_all_logits(
             np.testing.assert_array_equal(few.lesion_probability[name].probability[inside], lesion.probability[inside])
 
 
-def test_the_surroundings_of_a_voxel_are_kept_and_no_more(tiny_model: Model) -> None:
-    """One voxel above, in the last plane of a slab: two voxels around it, across the border."""
-    label = tiny_model.bundle.manifest.labels[:1]
-    values = np.full((1, 9, 9, 12), -3.0, np.float32)
-    values[0, 4, 1, 5] = 1.0
-    logits = gather_logits(slabs_of(values, [6]), label, 1, grid_of((9, 9, 12), 1))
-    kept = all_values(logits)[0] != FORGOTTEN
-    expected = np.zeros((9, 9, 12), bool)
-    expected[2:7, 0:4, 3:8] = True
-    np.testing.assert_array_equal(kept[:, :, 3:8], expected[:, :, 3:8])
-    assert kept.sum() <= 5 * 4 * 6  # a slab's box may begin where the one before it ended
-    assert logits.above == ((slice(4, 5), slice(1, 2), slice(5, 6)),)
-    np.testing.assert_array_equal(logits.read(0, full_box((9, 9, 12)))[kept], values[0][kept])
+def test_blocks_around_a_voxel_are_kept_and_no_more(tiny_model: Model) -> None:
+    """One voxel above, in the last plane of a slab, the first of its block: 27 blocks, less those off the grid."""
+    labels = tiny_model.bundle.manifest.labels[:1]
+    values = np.full((1, 21, 9, 24), -3.0, np.float32)
+    values[0, 9, 1, 8] = 1.0
+    logits = gather_logits(slabs_of(values, [9]), labels, 1, grid_of((21, 9, 24), 1))
+    assert logits.kept[0].above == (slice(9, 10), slice(1, 2), slice(8, 9))
+    assert bytes_of(logits) == (3 * 2 * 3) * 4**3 * 4
+    expected = np.full(values.shape[1:], FORGOTTEN)
+    expected[4:16, 0:8, 4:16] = values[0, 4:16, 0:8, 4:16]
+    np.testing.assert_array_equal(all_values(logits)[0], expected)
+    np.testing.assert_array_equal(
+        logits.kept[0].read((slice(3, 10), slice(1, 9), slice(5, 18))), expected[3:10, 1:9, 5:18]
+    )
+
+
+def test_deep_inside_an_organ_nothing_is_kept_but_that_it_is_inside(tiny_model: Model) -> None:
+    """A cube of 5 blocks along each edge: of an organ the inner 3 are known by their sign, of a lesion by value."""
+    labels = tuple(label for label in tiny_model.bundle.manifest.labels if label.name in ("liver", "liver_tumor"))
+    values = np.full((2, 36, 36, 36), -3.0, np.float32)
+    values[:, 8:28, 8:28, 8:28] = np.random.default_rng(0).uniform(1.0, 2.0, (20, 20, 20))
+    logits = gather_logits(slabs_of(values, [5]), labels, 1, grid_of((36, 36, 36), 1))
+    organ, lesion = all_values(logits)
+    assert not labels[0].kind.is_lesion
+    inside = np.zeros((36, 36, 36), bool)
+    inside[12:24, 12:24, 12:24] = True
+    np.testing.assert_array_equal(organ == INSIDE, inside)
+    kept = np.zeros((36, 36, 36), bool)
+    kept[4:32, 4:32, 4:32] = True
+    np.testing.assert_array_equal(organ[kept & ~inside], values[0][kept & ~inside])
+    np.testing.assert_array_equal(lesion[kept], values[1][kept])
+    assert (organ[~kept] == FORGOTTEN).all()
+
+
+def test_a_label_that_fills_the_scan_takes_no_memory(tiny_model: Model) -> None:
+    """As with random weights: nothing but inside, up to the borders of the scan."""
+    labels = tiny_model.bundle.manifest.labels[:1]
+    values = np.full((1, 16, 20, 24), 2.0, np.float32)
+    logits = gather_logits(slabs_of(values, [7]), labels, 1, grid_of((16, 20, 24), 1))
+    assert (all_values(logits) == INSIDE).all()
+    assert bytes_of(logits) == 0
 
 
 def test_nothing_above_keeps_nothing(tiny_model: Model) -> None:
     labels = labels_of(tiny_model)
     values = np.full((4, 8, 8, 8), -1.0, np.float32)
-    values[1] = 0.0  # above 0.35, the threshold of this label
     logits = gather_logits(slabs_of(values, [3]), labels, 1, grid_of((8, 8, 8), 1))
-    assert [above is not None for above in logits.above] == [False, True, False, False]
-    assert bytes_of(logits) < 3 * values[1].nbytes
+    assert [kept.above for kept in logits.kept] == [None] * 4
+    assert bytes_of(logits) == 0
 
 
 def test_most_of_a_long_scan_is_forgotten(tiny_model: Model) -> None:
@@ -107,8 +134,8 @@ def test_most_of_a_long_scan_is_forgotten(tiny_model: Model) -> None:
     for channel in range(4):
         values[channel, 10:20, 10:20, 40 * channel + 10 : 40 * channel + 25] = 2.0
     logits = gather_logits(slabs_of(values, [24]), labels, 2, grid_of((40, 40, 200), 2))
-    assert bytes_of(logits) < 0.02 * values.nbytes
+    assert bytes_of(logits) == 4 * (5 * 5 * 7) * 4**3 * 4  # labels, blocks, voxels, bytes: 3.5 % of all
 
 
 def bytes_of(logits: Logits) -> int:
-    return sum(part.nbytes for kept in logits.parts for _, part in kept)
+    return sum(layer.blocks.nbytes for kept in logits.kept for layer in kept.layers)
