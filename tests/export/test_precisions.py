@@ -107,7 +107,6 @@ def phantom_windows(config: ModelConfig) -> list[np.ndarray]:
     return [(np.clip(tile, -1000, 1000) / 1000).astype(np.float32) for tile in tiles[:6]]
 
 
-@pytest.mark.slow
 def test_numbers_of_the_manifest_are_those_of_the_service(bundle: Path, checkpoint: Checkpoint) -> None:
     """Logits through the service's own line, masks as sets of voxels, against torch."""
     windows = phantom_windows(checkpoint.config)
@@ -180,7 +179,6 @@ def run(*arguments: str | Path) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-@pytest.mark.slow
 def test_commands_write_and_verify_every_precision(checkpoint_path: Path, tmp_path: Path, lenient: None) -> None:
     written = run("bundle", checkpoint_path, "--out", tmp_path, "--name", "viscera-small", "--version", "1.0.0",
                   "--precisions", "fp32,fp16,bf16")  # fmt: skip
