@@ -53,8 +53,10 @@ format: $(VENV)/.dev ## reformat the code
 openapi: $(VENV)/.dev ## write openapi.yaml from the app
 	$(BIN)/python -m service.openapi
 
-bench: $(VENV)/.dev ## seconds per window of the default bundle, engines side by side
-	$(BIN)/python benchmarks/window.py
+bench: $(VENV)/.dev ## side by side with the published way (STUDY=path; a phantom otherwise), and seconds per window
+	@if [ -z "$(STUDY)" ]; then $(BIN)/viscera-train phantom --seed $(SEED) --spacing 1 1 3 --out $(OUT)/bench; fi
+	$(BIN)/python -m benchmarks.pipeline "$(if $(STUDY),$(STUDY),$(wildcard $(OUT)/bench/*.nii.gz))"
+	$(BIN)/python -m benchmarks.window
 
 # glibc gives large tensors back to the system at every step otherwise: a seventh of the time (measured on two cores).
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
