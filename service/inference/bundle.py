@@ -13,7 +13,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,10 @@ class Bundle:
     def backbone(self, precision: Precision) -> bytes:
         """The ONNX file of one of its precisions."""
         return self.files[precision.file]
+
+    def without_files(self) -> "Bundle":
+        """The same without the bytes of its files: an open engine has its own copy of the weights."""
+        return replace(self, files={})
 
     @property
     def offer(self) -> str:

@@ -52,6 +52,8 @@ def load_bundle(
     if threads is not None:
         torch.set_num_threads(threads)
     bundle = open_bundle(default_bundle_path() if path is None else Path(path))
-    predictor = Predictor(bundle, open_engine(bundle, engine, precision=precision, threads=threads))
+    opened = open_engine(bundle, engine, precision=precision, threads=threads)
+    bundle = bundle.without_files()
+    predictor = Predictor(bundle, opened)
     predictor.self_test()
     return Model(bundle, predictor)

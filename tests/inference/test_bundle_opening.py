@@ -21,6 +21,7 @@ from service.errors import (
 )
 from service.inference import bundle as bundle_module
 from service.inference.bundle import Bundle, default_bundle_path, find_bundles, open_bundle
+from service.inference.model import load_bundle
 from tests.support.tiny_bundle import read_manifest, write_manifest, write_tiny_bundle
 
 
@@ -221,3 +222,9 @@ def test_finding_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_p
     assert default_bundle_path().name == "viscera-compact-1.10.0"
     found = [path.name for path in find_bundles([extra, tmp_path / "absent"])]
     assert found == ["mine-1.0.0", "viscera-compact-1.10.0", "viscera-compact-1.9.0"]
+
+
+def test_a_model_that_is_open_keeps_no_bytes_of_its_files(tiny_path: Path) -> None:
+    model = load_bundle(tiny_path)
+    assert model.bundle.files == model.predictor.bundle.files == {}
+    assert model.bundle.sha256 == open_bundle(tiny_path).sha256
