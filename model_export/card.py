@@ -21,8 +21,9 @@ _PHANTOM_LIMITS = """\
   lesions and rough borders. Do not report figures of this bundle as those of the Universal Model."""
 _CALIBRATED = """\
 - Chosen on other cases of the same kind: the threshold of an organ by best Dice; how certain the network must be
-  somewhere in a lesion, so that most are found at a fixed number of false ones. Lesions below {least:g} ml are dropped.
-  The other post-processing rules come from the reference implementation. Probabilities are not calibrated."""
+  somewhere in a lesion, and how large the lesion must be, so that most are found at a fixed number of false ones.
+- Lesions that are dropped for their size: {dropped}.
+- The other post-processing rules come from the reference implementation. Probabilities are not calibrated."""
 _NOT_CALIBRATED = """\
 - Thresholds and post-processing rules come from the reference implementation; they were not tuned for this model."""
 _UNSTEADY = """\
@@ -92,7 +93,11 @@ def render_card(checkpoint: Checkpoint, facts: CardFacts) -> str:
 def _calibration_note(calibration: Calibration) -> str:
     if calibration == NOT_CALIBRATED:
         return _NOT_CALIBRATED
-    return _CALIBRATED.format(least=calibration.least_lesion_ml)
+    by_volume: dict[float, list[str]] = {}
+    for name, ml in calibration.lesion_volumes_ml.items():
+        by_volume.setdefault(ml, []).append(BY_NAME[name].display_name.lower())
+    dropped = [f"{', '.join(names)} below {ml:g} ml" for ml, names in sorted(by_volume.items())]
+    return _CALIBRATED.format(dropped="; ".join(dropped) or "none")
 
 
 def _interval(ends: tuple[float, float]) -> str:

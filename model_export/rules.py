@@ -129,7 +129,7 @@ UNFILTERED_ORGANS = frozenset({"portal_and_splenic_vein", "hepatic_vessel"})
 def postprocessing_rules(label: Label, calibration: Calibration = NOT_CALIBRATED) -> tuple[Rule, ...]:
     """The rules of one label in their order of execution. Raises KeyError for a lesion type without limits.
 
-    The smallest lesion of the calibration raises the reference's limit.
+    The smallest lesion of the calibration raises the reference's limit, and never lowers it.
     """
     if label.kind is LabelKind.ORGAN:
         return () if label.name in UNFILTERED_ORGANS else (KeepLargest(count=1),)
@@ -137,7 +137,7 @@ def postprocessing_rules(label: Label, calibration: Calibration = NOT_CALIBRATED
     peak = calibration.lesion_peaks.get(label.name)
     return (
         HOST_REACH,
-        MinVolume(ml=max(limits.min_ml, calibration.least_lesion_ml)),
+        MinVolume(ml=max(limits.min_ml, calibration.lesion_volumes_ml.get(label.name, 0.0))),
         *(() if peak is None else (MinPeak(probability=peak),)),
         MaxComponents(count=limits.max_components),
     )

@@ -2,8 +2,9 @@
 
 Training sees windows around small labels more often than a scan has them, so 0.5 is not the best place to cut. An organ
 is cut where its Dice is best. A lesion is cut at 0.5, so that its size does not depend on how strict one is, and counts
-if the network is certain enough somewhere in it: each type has the peak at which, over all types together, most lesions
-are found at no more than `FALSE_POSITIVES_PER_SCAN`. What a type costs in false lesions, another may use better.
+if the network is certain enough somewhere in it and it is large enough: each type has the peak and the volume at which,
+over all types together, most lesions are found at no more than `FALSE_POSITIVES_PER_SCAN`. What a type costs in false
+lesions, another may use better.
 """
 
 import math
@@ -32,7 +33,8 @@ LOWEST, HIGHEST = 0.2, 0.8  # an organ that wants more than this needs training,
 UNDECIDED = 0.5
 
 LESION_PEAKS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
-FALSE_POSITIVES_PER_SCAN = 0.8  # some room: new scans show a little more of them than those chosen on
+LESION_VOLUMES_ML = (LEAST_LESION_ML, 1.0, 1.5, 2.0, 3.0)
+FALSE_POSITIVES_PER_SCAN = 0.5  # some room: new scans showed about twice as many of them as those chosen on
 
 _OVERLAP = 0.1  # of the windows; a half, as at inference, would be about six times as many
 
@@ -49,18 +51,19 @@ class WholeCase:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Lesions of one type over all cases, when only those count whose probability lies above `peak` somewhere."""
+    """Lesions of one type over all cases, when only those of `volume_ml` and with a probability above `peak` count."""
 
     peak: float
+    volume_ml: float
     lesions: int
     found: int
     false_positives: int
 
 
 def calibrate(model: UniversalModel, store: Path, seeds: range, device: torch.device) -> Calibration:
-    """Threshold of each organ and peak of each lesion type, from the cases of `seeds`.
+    """Threshold of each organ, peak and volume of each lesion type, from the cases of `seeds`.
 
-    0.5 for what none of them has. Lesions end where the probability is 0.5.
+    0.5 and the least volume for what none of them has. Lesions end where the probability is 0.5.
     """
     model.eval()
     filled, seen = (torch.zeros(len(LABELS), BINS, dtype=torch.float64) for _ in range(2))
@@ -75,10 +78,11 @@ def calibrate(model: UniversalModel, store: Path, seeds: range, device: torch.de
                 points[lesion.name].append(operating_points(case, lesion))
     best = best_thresholds(filled, seen)
     summed = {name: _sum_over_cases(cases) for name, cases in points.items() if cases}
+    chosen = choose_operating_points(summed, FALSE_POSITIVES_PER_SCAN * len(seeds))
     return Calibration(
         thresholds={organ.name: round(float(best[organ.channel]), 2) for organ in ORGANS},
-        lesion_peaks=choose_operating_points(summed, FALSE_POSITIVES_PER_SCAN * len(seeds)),
-        least_lesion_ml=LEAST_LESION_ML,
+        lesion_peaks={name: point.peak for name, point in chosen.items()},
+        lesion_volumes_ml={name: point.volume_ml for name, point in chosen.items()},
     )
 
 
@@ -128,9 +132,9 @@ def best_thresholds(filled: Tensor, seen: Tensor) -> Tensor:
 
 
 def operating_points(case: WholeCase, lesion: Label) -> list[OperatingPoint]:
-    """Lesions of one type in one case at each of `LESION_PEAKS`.
+    """Lesions of one type in one case at each of `LESION_VOLUMES_ML` and `LESION_PEAKS`.
 
-    As in the bundle's post-processing, a lesion counts only inside its hosts and from `LEAST_LESION_ML` on.
+    As in the bundle's post-processing, a lesion counts only inside its hosts.
     """
     truth = case.occupancy[lesion.channel] >= 4
     hosts = [BY_NAME[name].channel for name in lesion.hosts]
@@ -138,25 +142,30 @@ def operating_points(case: WholeCase, lesion: Label) -> list[OperatingPoint]:
     probability = np.where(inside, case.probability[lesion.channel], np.float16(0.0))
     box = bounding_box((probability > UNDECIDED) | truth)
     if not truth[box].size:
-        return [OperatingPoint(peak, 0, 0, 0) for peak in LESION_PEAKS]
+        return [OperatingPoint(peak, ml, 0, 0, 0) for ml in LESION_VOLUMES_ML for peak in LESION_PEAKS]
     probability, truth = probability[box].astype(np.float32), truth[box]
     least = math.ceil(LEAST_LESION_ML / case.voxel_ml)
     above = (probability > UNDECIDED).view(np.uint8)  # on bool arrays cc3d 4.1 can fail
     components = cc3d.connected_components(cc3d.dust(above, threshold=least, connectivity=26), connectivity=26)
     peaks = np.zeros(int(components.max()) + 1)
     np.maximum.at(peaks, components[components > 0], probability[components > 0])
+    sizes_ml = np.bincount(components.ravel(), minlength=len(peaks)) * case.voxel_ml
     points = []
-    for peak in LESION_PEAKS:
-        found = count_detections((peaks > peak)[components], truth, case.voxel_ml)
-        points.append(OperatingPoint(peak, found.lesions, found.found, found.false_positives))
+    for ml in LESION_VOLUMES_ML:
+        for peak in LESION_PEAKS:
+            counts = (peaks > peak) & (sizes_ml >= ml)
+            found = count_detections(counts[components], truth, case.voxel_ml)
+            points.append(OperatingPoint(peak, ml, found.lesions, found.found, found.false_positives))
     return points
 
 
-def choose_operating_points(points: dict[str, list[OperatingPoint]], false_positives: float) -> dict[str, float]:
-    """Peak per lesion type that finds most lesions of all types with at most `false_positives` altogether.
+def choose_operating_points(
+    points: dict[str, list[OperatingPoint]], false_positives: float
+) -> dict[str, OperatingPoint]:
+    """The point of each lesion type that finds most lesions of all types with at most `false_positives` altogether.
 
     Each type in turn moves to the point that gains most lesions per false positive, while the sum allows it. A type
-    without lesions has 0.5.
+    without lesions stays at 0.5 and the least volume.
     """
     at = {name: _most_careful(curve) for name, curve in points.items() if curve[0].lesions}
     spent = sum(point.false_positives for point in at.values())
@@ -169,26 +178,27 @@ def choose_operating_points(points: dict[str, list[OperatingPoint]], false_posit
             and spent + (cost := point.false_positives - now.false_positives) <= false_positives
         ]
         if not moves:
-            chosen = {name: point.peak for name, point in at.items()}
-            return dict.fromkeys(points, UNDECIDED) | chosen
+            undecided = OperatingPoint(UNDECIDED, LEAST_LESION_ML, 0, 0, 0)
+            return dict.fromkeys(points, undecided) | at
         _, cost, name, point = max(moves, key=lambda move: move[:3])
         at[name], spent = point, spent - cost
 
 
 def _most_careful(curve: list[OperatingPoint]) -> OperatingPoint:
-    """The point with the fewest false positives; of several the one that finds most, then the lowest peak."""
-    return min(curve, key=lambda point: (point.false_positives, -point.found, point.peak))
+    """The point with the fewest false positives; of several the one that finds most, then the least volume and peak."""
+    return min(curve, key=lambda point: (point.false_positives, -point.found, point.volume_ml, point.peak))
 
 
 def _sum_over_cases(cases: list[list[OperatingPoint]]) -> list[OperatingPoint]:
     return [
         OperatingPoint(
-            peak,
+            point.peak,
+            point.volume_ml,
             sum(curve[i].lesions for curve in cases),
             sum(curve[i].found for curve in cases),
             sum(curve[i].false_positives for curve in cases),
         )
-        for i, peak in enumerate(LESION_PEAKS)
+        for i, point in enumerate(cases[0])
     ]
 
 

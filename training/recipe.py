@@ -28,7 +28,8 @@ class Recipe(BaseModel):
     `lesion_weight` is the say of a lesion in the loss's means, an organ's being 1; `half_cost_voxels` is of the loss
     too. Of the windows a share `lesion_windows` lies around a lesion, a share
     `label_windows` around a voxel of any label, the rest anywhere in the patient. `start_logit_scale` is for a run that
-    starts from a bundle (`warm_start.start_from_bundle`). `loader_processes` render windows beside the training; None:
+    starts from a bundle (`warm_start.start_from_bundle`). With no `steps` at all the weights stay as they are, and the
+    run does nothing but calibrate them. `loader_processes` render windows beside the training; None:
     by the machine (`samples.loader_processes`). Their number changes no sample.
     """
 
@@ -37,7 +38,7 @@ class Recipe(BaseModel):
     name: str
     seed: NonNegativeInt
     whiten_text: bool = False
-    steps: PositiveInt
+    steps: NonNegativeInt
     batch_size: PositiveInt
     # From 48 on: over a bottleneck of 2^3 voxels oneDNN gives a wrong bfloat16 weight gradient (torch 2.13, AVX-512).
     patch: int = Field(ge=48, multiple_of=16)

@@ -1,5 +1,6 @@
 """Training: cases to a checkpoint. `train` reads top to bottom; each step is one batch of windows."""
 
+import json
 import math
 import platform
 from dataclasses import dataclass
@@ -234,13 +235,21 @@ def _provenance(recipe: Recipe, start_from: Path | None) -> dict[str, Any]:
         "seed": recipe.seed,
         "steps": recipe.steps,
         "windows": recipe.steps * recipe.batch_size,
-        "data": (
-            f"procedural phantoms, seeds {recipe.training_seeds.start} to {recipe.training_seeds.stop - 1}, "
-            "rendered anew for every window; no scan of a person"
-        ),
+        "data": _data(recipe, start_from),
         "torch": str(torch.__version__),  # a class of torch, made a plain string
         "python": platform.python_version(),
     }
+
+
+def _data(recipe: Recipe, start_from: Path | None) -> str:
+    """What the weights were trained on last; with no step of its own a run has them from its bundle."""
+    if recipe.steps == 0 and start_from is not None:
+        return str(json.loads((start_from / "manifest.json").read_text())["training"]["data"])
+    seeds = recipe.training_seeds
+    return (
+        f"procedural phantoms, seeds {seeds.start} to {seeds.stop - 1}, rendered anew for every window; "
+        "no scan of a person"
+    )
 
 
 def _progress_bar() -> Progress:

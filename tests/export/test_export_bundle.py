@@ -190,7 +190,11 @@ def test_creation_time_follows_source_date_epoch() -> None:
 
 
 def test_calibration_of_a_checkpoint_reaches_manifest_and_card(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    calibration = Calibration(thresholds={"liver": 0.35}, lesion_peaks={"liver_tumor": 0.85}, least_lesion_ml=0.5)
+    calibration = Calibration(
+        thresholds={"liver": 0.35},
+        lesion_peaks={"liver_tumor": 0.85},
+        lesion_volumes_ml={"liver_tumor": 0.5, "kidney_cyst": 0.5, "lung_tumor": 2.0},
+    )
     calibrated = replace(checkpoint, calibration=calibration)
     bundle = write_bundle(calibrated, tmp_path, name="viscera-small", version="1.2.3")
     labels = {label["name"]: label for label in json.loads((bundle / "manifest.json").read_text())["labels"]}
@@ -201,7 +205,7 @@ def test_calibration_of_a_checkpoint_reaches_manifest_and_card(checkpoint: Check
     for name in ("liver_tumor", "kidney_cyst"):
         assert {"rule": "min_volume", "ml": 0.5} in labels[name]["postprocessing"]["viscera"]
     card = (bundle / "MODEL_CARD.md").read_text()
-    assert "Lesions below 0.5 ml are dropped" in card
+    assert "dropped for their size: liver tumor, kidney cyst below 0.5 ml; lung tumor below 2 ml." in card
     assert "not tuned" not in card
 
 

@@ -41,11 +41,13 @@ def test_lesion_rules_are_the_reference_limits_inside_the_hosts(name: str, ml: f
 
 def test_a_calibrated_minimum_raises_the_limit_and_never_lowers_it() -> None:
     def least(calibrated: float) -> list[float]:
-        rules = postprocessing_rules(BY_NAME["kidney_tumor"], Calibration(least_lesion_ml=calibrated))
+        rules = postprocessing_rules(
+            BY_NAME["kidney_tumor"], Calibration(lesion_volumes_ml={"kidney_tumor": calibrated})
+        )
         return [rule.ml for rule in rules if isinstance(rule, MinVolume)]
 
     assert (least(0.0), least(0.1), least(0.5)) == ([0.27], [0.27], [0.5])
-    calibration = Calibration({"kidney_tumor": 0.4}, {"kidney_tumor": 0.8}, 0.5)
+    calibration = Calibration({"kidney_tumor": 0.4}, {"kidney_tumor": 0.8}, {"kidney_tumor": 0.5})
     entry = label_entry("kidney_tumor", ["kidney_tumor"], calibration)
     assert entry["threshold"] == 0.4
     assert {"rule": "min_peak", "probability": 0.8} in entry["postprocessing"]["viscera"]

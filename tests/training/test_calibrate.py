@@ -12,6 +12,7 @@ from training.calibrate import (
     BINS,
     LEAST_LESION_ML,
     LESION_PEAKS,
+    LESION_VOLUMES_ML,
     OperatingPoint,
     WholeCase,
     best_thresholds,
@@ -94,26 +95,37 @@ def lesion_case() -> WholeCase:
     return WholeCase(probability, occupancy, np.ones(32, bool), 0.064)
 
 
-def test_lesions_at_each_peak_by_hand() -> None:
-    points = {point.peak: point for point in operating_points(lesion_case(), BY_NAME["liver_tumor"])}
-    assert tuple(points) == LESION_PEAKS
-    assert points[0.5] == OperatingPoint(0.5, lesions=1, found=1, false_positives=1)
-    assert points[0.7] == OperatingPoint(0.7, lesions=1, found=1, false_positives=0)
-    assert points[0.8] == OperatingPoint(0.8, lesions=1, found=0, false_positives=0)
-    assert LEAST_LESION_ML == 0.5
+def points_of(case: WholeCase) -> dict[tuple[float, float], OperatingPoint]:
+    return {(point.peak, point.volume_ml): point for point in operating_points(case, BY_NAME["liver_tumor"])}
+
+
+def test_lesions_at_each_peak_and_volume_by_hand() -> None:
+    """27 voxels are 1.7 ml: at 2 ml both the true and the false one are too small."""
+    points = points_of(lesion_case())
+    assert list(points) == [(peak, ml) for ml in LESION_VOLUMES_ML for peak in LESION_PEAKS]
+    assert points[0.5, 0.5] == OperatingPoint(0.5, 0.5, lesions=1, found=1, false_positives=1)
+    assert points[0.7, 0.5] == OperatingPoint(0.7, 0.5, lesions=1, found=1, false_positives=0)
+    assert points[0.8, 0.5] == OperatingPoint(0.8, 0.5, lesions=1, found=0, false_positives=0)
+    assert points[0.5, 1.5] == OperatingPoint(0.5, 1.5, lesions=1, found=1, false_positives=1)
+    assert points[0.5, 2.0] == OperatingPoint(0.5, 2.0, lesions=1, found=0, false_positives=0)
+    assert LESION_VOLUMES_ML[0] == LEAST_LESION_ML == 0.5
 
 
 def test_a_lesion_with_a_certain_core_is_found_in_its_whole_extent() -> None:
     """One voxel at 0.96 among 27 at 0.75: at a peak of 0.95 all of them still count."""
     case = lesion_case()
     case.probability[BY_NAME["liver_tumor"].channel, 3, 3, 3] = 0.96
-    points = {point.peak: point for point in operating_points(case, BY_NAME["liver_tumor"])}
-    assert points[0.95] == OperatingPoint(0.95, lesions=1, found=1, false_positives=0)
-    assert points[0.97] == OperatingPoint(0.97, lesions=1, found=0, false_positives=0)
+    points = points_of(case)
+    assert points[0.95, 1.5] == OperatingPoint(0.95, 1.5, lesions=1, found=1, false_positives=0)
+    assert points[0.97, 0.5] == OperatingPoint(0.97, 0.5, lesions=1, found=0, false_positives=0)
 
 
 def curve(*points: tuple[float, int, int], lesions: int = 10) -> list[OperatingPoint]:
-    return [OperatingPoint(peak, lesions, found, false) for peak, found, false in points]
+    return [OperatingPoint(peak, 0.5, lesions, found, false) for peak, found, false in points]
+
+
+def peaks(chosen: dict[str, OperatingPoint]) -> dict[str, float]:
+    return {name: point.peak for name, point in chosen.items()}
 
 
 def test_false_positives_are_spent_where_they_find_most() -> None:
@@ -123,14 +135,20 @@ def test_false_positives_are_spent_where_they_find_most() -> None:
         "a": curve((0.3, 9, 14), (0.5, 7, 4), (0.9, 3, 0)),
         "b": curve((0.3, 2, 4), (0.9, 1, 0)),
     }
-    assert choose_operating_points(curves, 6) == {"a": 0.5, "b": 0.9}
-    assert choose_operating_points(curves, 8) == {"a": 0.5, "b": 0.3}
-    assert choose_operating_points(curves, 18) == {"a": 0.3, "b": 0.3}
-    assert choose_operating_points(curves, 0) == {"a": 0.9, "b": 0.9}
+    assert peaks(choose_operating_points(curves, 6)) == {"a": 0.5, "b": 0.9}
+    assert peaks(choose_operating_points(curves, 8)) == {"a": 0.5, "b": 0.3}
+    assert peaks(choose_operating_points(curves, 18)) == {"a": 0.3, "b": 0.3}
+    assert peaks(choose_operating_points(curves, 0)) == {"a": 0.9, "b": 0.9}
 
 
-def test_a_lesion_type_that_no_case_has_has_a_peak_of_a_half() -> None:
-    assert choose_operating_points({"a": curve((0.3, 0, 9), (0.9, 0, 0), lesions=0)}, 5) == {"a": 0.5}
+def test_of_equal_points_the_one_that_drops_least() -> None:
+    equal = [OperatingPoint(peak, ml, 4, 3, 0) for ml, peak in ((1.0, 0.5), (0.5, 0.9), (0.5, 0.7), (2.0, 0.5))]
+    assert choose_operating_points({"a": equal}, 0)["a"] == equal[2]
+
+
+def test_a_lesion_type_that_no_case_has_has_a_peak_of_a_half_and_the_least_volume() -> None:
+    (chosen,) = choose_operating_points({"a": curve((0.3, 0, 9), (0.9, 0, 0), lesions=0)}, 5).values()
+    assert (chosen.peak, chosen.volume_ml) == (0.5, LEAST_LESION_ML)
 
 
 class OneThird(UniversalModel):
@@ -150,4 +168,6 @@ def test_calibration_finds_the_cut_of_a_model_that_is_too_shy(tmp_path: Path) ->
     assert calibration.lesion_peaks.keys() == {lesion.name for lesion in LESIONS}
     assert 0.2 <= calibration.thresholds["kidney_right"] <= 0.35
     assert calibration.thresholds["liver"] == 0.5
-    assert calibration.least_lesion_ml == LEAST_LESION_ML
+    assert calibration.lesion_volumes_ml == {
+        lesion.name: LEAST_LESION_ML for lesion in LESIONS if lesion.name != "kidney_tumor"
+    } | {"kidney_tumor": calibration.lesion_volumes_ml["kidney_tumor"]}

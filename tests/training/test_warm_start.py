@@ -10,10 +10,12 @@ import torch
 
 from model_export.head import fold_head, write_head
 from model_export.onnx import export_backbone
-from tests.support.training import TINY_CONFIG, tiny_model, tiny_recipe, write_box_store
+from tests.support.training import TINY_CONFIG, box_case, tiny_model, tiny_recipe, write_box_store
 from training.checkpoint import load_checkpoint
+from training.labels import LESIONS
 from training.networks.compact import ResidualBlock
 from training.networks.universal import UniversalModel
+from training.store import write_case
 from training.text import random_text_embedding
 from training.train import RunFolder, train
 from training.warm_start import WarmStartError, settle_norms, start_from_bundle
@@ -139,3 +141,19 @@ def test_a_run_starts_from_a_bundle(bundle: Path, tmp_path: Path) -> None:
     assert started.training["started from"] == "the bundle tiny-1.0.0"
     rows = fold_head(started.model).K
     torch.testing.assert_close(torch.from_numpy(rows), torch.from_numpy(fold_head(tiny_model(5)).K), atol=1e-4, rtol=0)
+
+
+def test_a_run_without_steps_keeps_the_weights_and_calibrates_them(bundle: Path, tmp_path: Path) -> None:
+    """What it was trained on is what its bundle says, not the phantoms of the recipe."""
+    whole = Path(shutil.copytree(bundle, tmp_path / "tiny-1.0.0"))
+    (whole / "manifest.json").write_text('{"training": {"data": "phantoms of another run"}}')
+    recipe = tiny_recipe(steps=0, calibration_phantoms=1)
+    run = RunFolder(tmp_path / "run")
+    write_box_store(run.store, recipe)
+    write_case(run.store, recipe.calibration_seeds[0], box_case(), source={})
+    kept = load_checkpoint(train(recipe, *random_text_embedding(0), run, start_from=whole))
+    rows = fold_head(kept.model).K
+    torch.testing.assert_close(torch.from_numpy(rows), torch.from_numpy(fold_head(tiny_model(5)).K), atol=1e-4, rtol=0)
+    assert kept.training["data"] == "phantoms of another run"
+    assert kept.training["steps"] == 0
+    assert kept.calibration.lesion_volumes_ml.keys() == {lesion.name for lesion in LESIONS}
