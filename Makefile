@@ -64,13 +64,13 @@ TEXT_OPTION := $(if $(TEXT_EMBEDDINGS),--text-embeddings $(TEXT_EMBEDDINGS))
 
 train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file); hours on a CPU
 	$(KEEP_MEMORY) $(BIN)/viscera-train train --run runs/first --recipe default_compact $(TEXT_OPTION)
-	$(BIN)/viscera-export bundle runs/first/model.pt --out runs/bundle --name viscera-compact --version 1.2.0-first --force
+	$(BIN)/viscera-export bundle runs/first/model.pt --out runs/bundle --name viscera-compact --version 1.3.0-first --force
 	mkdir -p runs/default && ln -sfn ../first/store runs/default/store
 	$(KEEP_MEMORY) $(BIN)/viscera-train train --run runs/default --recipe default_compact_refine $(TEXT_OPTION) \
-	  --start-from runs/bundle/viscera-compact-1.2.0-first
-	$(BIN)/viscera-export bundle runs/default/model.pt --out runs/bundle --name viscera-compact --version 1.2.0 --force
-	$(BIN)/viscera-train evaluate --bundle runs/bundle/viscera-compact-1.2.0 --scans 20 --out runs/evaluation
-	$(BIN)/viscera-export bundle runs/default/model.pt --out service/bundles --name viscera-compact --version 1.2.0 \
+	  --start-from runs/bundle/viscera-compact-1.3.0-first
+	$(BIN)/viscera-export bundle runs/default/model.pt --out runs/bundle --name viscera-compact --version 1.3.0 --force
+	$(BIN)/viscera-train evaluate --bundle runs/bundle/viscera-compact-1.3.0 --scans 20 --out runs/evaluation
+	$(BIN)/viscera-export bundle runs/default/model.pt --out service/bundles --name viscera-compact --version 1.3.0 \
 	  --evaluation runs/evaluation/evaluation.md --force
 
 clean: ## remove what the targets made, but not .venv
