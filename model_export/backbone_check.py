@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.engines import available_engines, open_backbone
+from model_export.engines import available_engines, open_backbone, torch_inference
 from model_export.errors import BackboneDiffers
 from model_export.head import FoldedHead
 from model_export.parity import relative_error
@@ -32,7 +32,7 @@ class BackboneParity:
 
 def backbone_outputs(model: UniversalModel, window: Array) -> tuple[Array, Array]:
     """Voxel features (B,8,D/s,H/s,W/s) and pooled features (B,256) that torch gives for a window (B,1,D,H,W)."""
-    with torch.inference_mode():
+    with torch_inference():
         features, pooled = model.backbone_outputs(torch.from_numpy(window))
     return features.numpy(), pooled.numpy()
 

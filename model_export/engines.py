@@ -1,11 +1,13 @@
 """The engines that parity is measured on, opened as the service opens them."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from model_export.errors import ExportError
@@ -16,6 +18,18 @@ THREADS = 2  # fixed: the order of additions, hence the last digit, depends on t
 
 Array: TypeAlias = NDArray[np.float32]
 Backbone: TypeAlias = Callable[[Array], tuple[Array, Array]]  # windows -> voxel features, pooled features
+
+
+@contextmanager
+def torch_inference() -> Iterator[None]:
+    """torch without gradients, on `THREADS` threads like every engine, whatever this process had it set to."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def available_engines() -> tuple[str, ...]:

@@ -8,8 +8,7 @@ the same whatever ran in front of it.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.engines import THREADS, Array, Backbone, available_engines, open_backbone, reason_against
+from model_export.engines import Array, Backbone, available_engines, open_backbone, reason_against, torch_inference
 from model_export.errors import ParityError
 from model_export.head import FoldedHead, logits_by_slab
 from model_export.precisions import Precision
@@ -129,7 +128,7 @@ def torch_reference(model: UniversalModel, synthetic: Windows, measuring: Measur
         logits[name] = logits_by_slab(features, model.head_params(pooled)).numpy()
         return elapsed
 
-    with torch.inference_mode(), _torch_threads():
+    with torch_inference():
         for name, window in synthetic.items():
             look_at(name, window)
         for number, window in enumerate(measuring.windows):
@@ -139,7 +138,7 @@ def torch_reference(model: UniversalModel, synthetic: Windows, measuring: Measur
 
     @cache
     def rounding(name: str) -> float:
-        with torch.inference_mode(), _torch_threads():
+        with torch_inference():
             exact = copy.deepcopy(model).double()(torch.from_numpy(windows[name]).double())
         return relative_error(logits[name], exact.numpy())
 
@@ -287,16 +286,6 @@ def _timed(run: Callable[[_Window], _Result], window: _Window) -> tuple[_Result,
     start = time.perf_counter()
     result = run(window)
     return result, time.perf_counter() - start
-
-
-@contextmanager
-def _torch_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def dice_text(dice: float) -> str:

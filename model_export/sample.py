@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model_export.engines import torch_inference
 from model_export.onnx import fixed_window
 from training.config import ModelConfig
 from training.networks.universal import UniversalModel
@@ -88,7 +89,7 @@ class Sample:
 def make_sample(model: UniversalModel, config: ModelConfig) -> Sample:
     """The sample of a model in eval mode."""
     window = trunk_window(fixed_window(config) or SAMPLE_SIZE, config).astype(np.float16)
-    with torch.inference_mode():
+    with torch_inference():
         logits = model(torch.from_numpy(window.astype(np.float32))).numpy()
     return rounded_sample(window, logits)
 

@@ -17,6 +17,7 @@ from model_export.card import _parity_table
 from model_export.errors import BundleExists, CheckpointRefused, ExportError, ParityError
 from model_export.parity import EngineParity, PrecisionParity
 from model_export.precisions import FP32
+from model_export.sample import make_sample, read_sample
 from training.checkpoint import Calibration, Checkpoint
 from training.labels import LABELS
 from training.networks.universal import UniversalModel
@@ -46,6 +47,20 @@ def test_sample_is_the_torch_models_answer(written_bundle: Path, checkpoint: Che
         expected = checkpoint.model(torch.from_numpy(window.astype(np.float32))).numpy()
     # Half a unit in the last place of float16 is 2^-11 = 4.9e-4 of the value.
     np.testing.assert_allclose(logits, expected, rtol=5e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sample_does_not_depend_on_the_threads_of_the_process(
+    threads: int, written_bundle: Path, checkpoint: Checkpoint
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        logits = make_sample(checkpoint.model, checkpoint.config).logits
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(logits, read_sample(written_bundle / "sample.npz").logits)
 
 
 def test_only_creation_time_and_seconds_differ_between_two_writings(

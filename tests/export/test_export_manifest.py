@@ -107,7 +107,7 @@ def test_parity_is_stated_and_measured(manifest: Json) -> None:
     assert (fp32["name"], fp32["hint"]) == ("fp32", None)
     assert fp32["file"] == "backbone.onnx"
     assert {parity["engine"] for parity in fp32["parity"]} >= {"onnxruntime"}
-    assert all(0.0 < parity["max_relative_error"] < 1e-5 for parity in fp32["parity"])
+    assert all(0.0 < parity["max_relative_error"] < 5e-5 for parity in fp32["parity"])
     assert all(parity["tolerance"] == 1e-4 for parity in fp32["parity"])
 
 
