@@ -32,8 +32,10 @@ demo: $(VENV)/.run ## start a service, send it a study (STUDY=path; a phantom ot
 serve: $(VENV)/.run ## start the service at http://127.0.0.1:8000
 	@$(BIN)/viscera serve
 
+# Two processes: training forks its loaders, and one full of the threads of inference engines is no place to fork from.
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/training
+	$(BIN)/python -m pytest tests/training
 
 test-slow: $(VENV)/.dev ## run the slow tests: training, whole real scans
 	$(BIN)/python -m pytest -m slow

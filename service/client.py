@@ -71,6 +71,7 @@ class Viscera:
         *,
         model: str | None = None,
         targets: Sequence[str] = (),
+        mode: str | None = None,
         overlap: float | None = None,
         postprocessing: str | None = None,
         on_sent: Callable[[int], None] | None = None,
@@ -81,7 +82,8 @@ class Viscera:
             files: the study's files; they are read while they are sent.
             model: id or name of a model of the service; its default otherwise.
             targets: labels, groups or codes to segment; all labels of the model otherwise.
-            overlap: of neighbouring windows, 0 to 0.9; the model's own otherwise.
+            mode: `accurate`, `balanced` or `fast`; the service's default otherwise.
+            overlap: of neighbouring windows, 0 to 0.9; that of the mode otherwise.
             postprocessing: `viscera`, `reference` or `none`; the service's default otherwise.
             on_sent: called with the number of bytes read for sending so far.
 
@@ -89,7 +91,7 @@ class Viscera:
             ProblemError: the service refused the upload.
             UnreachableError: nothing answers.
         """
-        choices = {"model": model, "overlap": overlap, "postprocessing": postprocessing}
+        choices = {"model": model, "mode": mode, "overlap": overlap, "postprocessing": postprocessing}
         fields = [(name, str(value)) for name, value in choices.items() if value is not None]
         fields += [("targets", target) for target in targets]
         form = _Form(fields, files, on_sent)

@@ -49,7 +49,7 @@ def segment_study(
 
     watch(Stage.PREPROCESSING, 0.0)
     network_input = preprocess(volume, manifest.preprocessing)
-    windows = manifest.sliding_window.with_overlap(request.overlap)
+    windows = manifest.sliding_window.with_overlap(request.window_overlap)
     logits = predict_windows(network_input, predictor, windows, watch)
     masks = restore_masks(
         logits,

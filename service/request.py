@@ -19,6 +19,17 @@ class PostProcessing(StrEnum):
     NONE = "none"  #: thresholded probabilities as they are
 
 
+class Mode(StrEnum):
+    """How closely the windows lie, so how long the network runs; each mode's agreement is in docs/performance.md."""
+
+    ACCURATE = "accurate"  #: as the model's bundle states, which is what its figures were measured with
+    BALANCED = "balanced"  #: a quarter of a window overlaps
+    FAST = "fast"  #: a tenth of a window overlaps
+
+
+_OVERLAP: dict[Mode, float | None] = {Mode.ACCURATE: None, Mode.BALANCED: 0.25, Mode.FAST: 0.1}
+
+
 class SegmentationRequest(BaseModel):
     """The caller's choices; None leaves a choice to the bundle."""
 
@@ -34,16 +45,26 @@ class SegmentationRequest(BaseModel):
         ),
         examples=[["liver", "tumors", "SCT:64033007"]],
     )
+    mode: Mode = Field(
+        default=Mode.ACCURATE,
+        description="Speed against accuracy: `accurate` (windows overlap as the model states), `balanced` (0.25) or "
+        "`fast` (0.1).",
+    )
     overlap: float | None = Field(
         default=None,
         ge=0.0,
         le=0.9,
-        description="Overlap of neighbouring windows, as a fraction of a window; the model's own when absent.",
+        description="Overlap of neighbouring windows, as a fraction of a window; that of the mode when absent.",
     )
     postprocessing: PostProcessing = Field(
         default=PostProcessing.VISCERA,
         description="Rules that clean the masks: `viscera`, `reference` (the published implementation's), or `none`.",
     )
+
+    @property
+    def window_overlap(self) -> float | None:
+        """The overlap asked for, by itself or with the mode; None: the bundle's."""
+        return _OVERLAP[self.mode] if self.overlap is None else self.overlap
 
     @field_validator("targets")
     @classmethod

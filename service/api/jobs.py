@@ -23,7 +23,7 @@ from service.errors import (
     UploadTooLarge,
 )
 from service.jobs.job import Job, JobStatus, new_job_id
-from service.request import PostProcessing, SegmentationRequest
+from service.request import Mode, PostProcessing, SegmentationRequest
 
 MAX_PAGE = 200
 POLL_SECONDS_RUNNING = 1
@@ -63,11 +63,17 @@ UPLOAD_FORM: dict[str, Any] = {
                         "otherwise.",
                         "example": "liver,tumors",
                     },
+                    "mode": {
+                        "type": "string",
+                        "enum": [mode.value for mode in Mode],
+                        "default": Mode.ACCURATE.value,
+                        "description": "Speed against accuracy: how far neighbouring windows overlap.",
+                    },
                     "overlap": {
                         "type": "number",
                         "minimum": 0,
                         "maximum": 0.9,
-                        "description": "Overlap of neighbouring windows; the model's own otherwise.",
+                        "description": "Overlap of neighbouring windows; that of the mode otherwise.",
                         "example": 0.5,
                     },
                     "postprocessing": {
@@ -203,7 +209,7 @@ def _accept(services: Services, job_id: str, upload: ReceivedUpload) -> JobView:
 
 def _segmentation_request(upload: ReceivedUpload) -> SegmentationRequest:
     """The choices that the form states; one that it leaves out or empty is the request's own default."""
-    single = {name: _single(upload, name) for name in ("overlap", "postprocessing")}
+    single = {name: _single(upload, name) for name in ("mode", "overlap", "postprocessing")}
     choices: dict[str, object] = {"targets": _targets(upload) or None, **single}
     try:
         return SegmentationRequest.model_validate({k: v for k, v in choices.items() if v is not None})

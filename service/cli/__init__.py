@@ -14,7 +14,7 @@ from typing import Annotated, ParamSpec
 import typer
 from pydantic import ValidationError
 
-from service.request import PostProcessing, SegmentationRequest
+from service.request import Mode, PostProcessing, SegmentationRequest
 
 Parameters = ParamSpec("Parameters")
 
@@ -36,7 +36,10 @@ TargetsOption = Annotated[
         metavar="A,B",
     ),
 ]
-OverlapOption = Annotated[float | None, typer.Option(help="Overlap of windows, 0 to 0.9.", min=0.0, max=0.9)]
+ModeOption = Annotated[Mode, typer.Option(help="Speed against accuracy: how far neighboring windows overlap.")]
+OverlapOption = Annotated[
+    float | None, typer.Option(help="Overlap of windows, 0 to 0.9, instead of the mode's.", min=0.0, max=0.9)
+]
 PostProcessingOption = Annotated[
     PostProcessing, typer.Option(help="Rules that clean the masks: ours, the published implementation's, or none.")
 ]
@@ -105,6 +108,7 @@ def segment_command(
     out: Annotated[Path, typer.Option(help="Folder for the results; one folder per study when there are several.")],
     bundle: Annotated[str | None, typer.Option(help="Path, id or name of a bundle; the default otherwise.")] = None,
     targets: TargetsOption = None,
+    mode: ModeOption = Mode.ACCURATE,
     overlap: OverlapOption = None,
     postprocessing: PostProcessingOption = PostProcessing.VISCERA,
     engine: Annotated[str | None, typer.Option(help="auto, openvino or onnxruntime.")] = None,
@@ -113,7 +117,7 @@ def segment_command(
     """Segment studies here and now, without a service."""
     from service.cli.segment import segment
 
-    choices = request_of(_split(targets), overlap, postprocessing)
+    choices = request_of(_split(targets), mode, overlap, postprocessing)
     return segment(studies, out, choices, bundle=bundle, engine=engine, precision=precision)
 
 
@@ -127,6 +131,7 @@ def submit_command(
     out: Annotated[Path | None, typer.Option(help="Folder to download the results to; implies --wait.")] = None,
     model: Annotated[str | None, typer.Option(help="Id or name of a model of the service.")] = None,
     targets: TargetsOption = None,
+    mode: ModeOption = Mode.ACCURATE,
     overlap: OverlapOption = None,
     postprocessing: PostProcessingOption = PostProcessing.VISCERA,
     url: UrlOption = DEFAULT_URL,
@@ -134,7 +139,7 @@ def submit_command(
     """Send a study to a running service."""
     from service.cli.submit import submit
 
-    choices = request_of(_split(targets), overlap, postprocessing)
+    choices = request_of(_split(targets), mode, overlap, postprocessing)
     return submit(study, choices, url=url, wait=wait or out is not None, out=out, model=model)
 
 
@@ -229,12 +234,13 @@ def _split(targets: str | None) -> tuple[str, ...]:
 
 def request_of(
     targets: tuple[str, ...],
+    mode: Mode = Mode.ACCURATE,
     overlap: float | None = None,
     postprocessing: PostProcessing = PostProcessing.VISCERA,
 ) -> SegmentationRequest:
     """The choices as a request; a target that no model can have is a usage error."""
     try:
-        return SegmentationRequest(targets=targets or None, overlap=overlap, postprocessing=postprocessing)
+        return SegmentationRequest(targets=targets or None, mode=mode, overlap=overlap, postprocessing=postprocessing)
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

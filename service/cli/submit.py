@@ -44,6 +44,7 @@ def _send(viscera: Viscera, files: Sequence[Path], model: str | None, request: S
             files,
             model=model,
             targets=request.targets or (),
+            mode=request.mode,
             overlap=request.overlap,
             postprocessing=request.postprocessing,
             on_sent=lambda sent: bar.update(sending, completed=sent),

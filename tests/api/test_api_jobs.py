@@ -46,14 +46,16 @@ def test_labels_may_be_repeated_or_comma_separated_before_or_after_the_files(api
         '--frontier\r\nContent-Disposition: form-data; name="targets"\r\n\r\nliver, liver_tumor\r\n'
         '--frontier\r\nContent-Disposition: form-data; name="files"; filename="a.nii"\r\n\r\nscan\r\n'
         '--frontier\r\nContent-Disposition: form-data; name="targets"\r\n\r\nliver\r\n'
-        '--frontier\r\nContent-Disposition: form-data; name="overlap"\r\n\r\n0.25\r\n--frontier--\r\n'
+        '--frontier\r\nContent-Disposition: form-data; name="overlap"\r\n\r\n0.25\r\n'
+        '--frontier\r\nContent-Disposition: form-data; name="mode"\r\n\r\nfast\r\n--frontier--\r\n'
     )
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
 
     job = api.client.post("/v1/jobs", content=body, headers=headers).json()
 
     assert job["targets"] == ["liver", "liver_tumor"]
-    assert api.store.get(job["id"]).request.overlap == 0.25
+    request = api.store.get(job["id"]).request
+    assert (request.mode, request.overlap) == ("fast", 0.25)
 
 
 def test_a_model_is_named_by_id_or_by_name_and_pinned_to_its_version(tmp_path):

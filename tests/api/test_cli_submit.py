@@ -65,6 +65,8 @@ def test_submit_waits_prints_the_findings_and_fetches_the_files(api: Api, url: s
                 "liver, liver_tumor",
                 "--postprocessing",
                 "none",
+                "--mode",
+                "fast",
                 "--overlap",
                 "0.25",
             ],
@@ -84,7 +86,7 @@ def test_submit_waits_prints_the_findings_and_fetches_the_files(api: Api, url: s
     ]
     job = api.store.get(api.dispatched[0])
     assert job.request.targets == ("liver", "liver_tumor")
-    assert (job.request.postprocessing, job.request.overlap) == ("none", 0.25)
+    assert (job.request.postprocessing, job.request.mode, job.request.overlap) == ("none", "fast", 0.25)
     assert job.upload_bytes == 400_000
 
 

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from service.inference.manifest import MAX_LABELS
 from service.progress import Stage, no_progress, overall_percent
-from service.request import MAX_TARGETS, PostProcessing, SegmentationRequest
+from service.request import MAX_TARGETS, Mode, PostProcessing, SegmentationRequest
 
 
 def test_percent_rises_from_nothing_to_all_through_every_stage() -> None:
@@ -26,8 +26,25 @@ def test_a_fraction_beyond_its_stage_is_clamped() -> None:
 
 def test_a_request_leaves_everything_to_the_bundle_by_default() -> None:
     assert SegmentationRequest() == SegmentationRequest(
-        targets=None, overlap=None, postprocessing=PostProcessing.VISCERA
+        targets=None, mode=Mode.ACCURATE, overlap=None, postprocessing=PostProcessing.VISCERA
     )
+    assert SegmentationRequest().window_overlap is None
+
+
+@pytest.mark.parametrize(
+    ("choices", "overlap"),
+    [
+        ({"mode": "accurate"}, None),
+        ({"mode": "balanced"}, 0.25),
+        ({"mode": "fast"}, 0.1),
+        ({"mode": "fast", "overlap": 0.0}, 0.0),
+        ({"overlap": 0.6}, 0.6),
+    ],
+)
+def test_the_mode_says_how_far_windows_overlap_unless_the_overlap_is_given(
+    choices: dict[str, object], overlap: float | None
+) -> None:
+    assert SegmentationRequest.model_validate(choices).window_overlap == overlap
 
 
 def test_each_label_of_the_largest_model_can_be_named() -> None:
@@ -43,6 +60,7 @@ def test_each_label_of_the_largest_model_can_be_named() -> None:
         {"targets": ["liver tumor"]},
         {"targets": "liver"},
         {"postprocessing": "magic"},
+        {"mode": "sloppy"},
         {"overlap": 1.0},
         {"overlap": -0.1},
         {"overlap": float("nan")},
