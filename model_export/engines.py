@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -84,12 +85,19 @@ def _open_openvino(path: Path, precision: Precision) -> Backbone:
         "PERFORMANCE_HINT": "LATENCY",
     }
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(path), "CPU", settings)
+    network = core.read_model(path)
 
-    def run(window: Array) -> tuple[Array, Array]:
-        results = compiled({INPUT_NAME: window})
-        # Copies: the results are views of buffers that the next run fills.
-        features, pooled = (np.array(results[name]) for name in OUTPUT_NAMES)
+    @lru_cache(maxsize=1)
+    def compile_for(size: tuple[int, ...]) -> Callable[[dict[str, Array]], dict[str, Array]]:
+        sized = network.clone()
+        sized.reshape({INPUT_NAME: [1, 1, *size]})
+        compiled: Callable[[dict[str, Array]], dict[str, Array]] = core.compile_model(sized, "CPU", settings)
+        return compiled
+
+    def run(windows: Array) -> tuple[Array, Array]:
+        compiled = compile_for(windows.shape[2:])
+        results = [compiled({INPUT_NAME: window[None]}) for window in windows]
+        features, pooled = (np.concatenate([result[name] for result in results]) for name in OUTPUT_NAMES)
         return features, pooled
 
     return run

@@ -3,7 +3,7 @@
 Each engine gets the verified bytes of the ONNX file, never a path.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import EngineUnavailable, PrecisionNotOffered
+from service.imaging.geometry import Shape
 from service.inference.bundle import Bundle
 from service.inference.manifest import Precision
 
@@ -39,13 +40,19 @@ class Engine(Protocol):
         """
 
 
+_Compiled = Callable[[dict[str, Float32]], Mapping[str, Float32]]
+
+
 class OpenVINOEngine:
-    """OpenVINO on the CPU."""
+    """OpenVINO on the CPU, compiled for one size of window: a network of free size takes 1 GB more for Swin UNETR.
+
+    Windows of a batch run one after the other, so that none depends on the others.
+    """
 
     name = EngineName.OPENVINO.value
 
-    def __init__(self, backbone: bytes, precision: Precision, threads: int | None = None) -> None:
-        """Compile the network. `threads` None leaves the number to OpenVINO.
+    def __init__(self, backbone: bytes, precision: Precision, window: Shape, threads: int | None = None) -> None:
+        """Compile the network for windows of this size. `threads` None leaves the number to OpenVINO.
 
         ImportError when it is not installed; ValueError when the processor does not compute in the precision.
         """
@@ -62,13 +69,32 @@ class OpenVINOEngine:
         }
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
-        self._network = core.compile_model(core.read_model(backbone, b""), "CPU", options)
+        network = core.read_model(backbone, b"")
+
+        def compile_for(size: Shape) -> _Compiled:
+            sized = network.clone()
+            sized.reshape({"window": [1, 1, *size]})
+            compiled: _Compiled = core.compile_model(sized, "CPU", options)
+            return compiled
+
+        self._compile_for = compile_for
+        self._window = window
+        self._compiled = {window: compile_for(window)}
 
     def run(self, windows: Float32) -> tuple[Float32, Float32]:
         """See Engine.run."""
         with _typed_failures(self.name):
-            results = self._network({"window": windows})
-            return results["features"], results["pooled"]
+            x, y, z = windows.shape[2:]
+            compiled = self._compiled_for((x, y, z))
+            results = [compiled({"window": window[None]}) for window in windows]
+            features, pooled = (np.concatenate([result[name] for result in results]) for name in ("features", "pooled"))
+            return features, pooled
+
+    def _compiled_for(self, size: Shape) -> _Compiled:
+        """The network for windows of this size; of the sizes that no job has, only the last is kept."""
+        if size not in self._compiled:
+            self._compiled = {self._window: self._compiled[self._window], size: self._compile_for(size)}
+        return self._compiled[size]
 
 
 class OnnxRuntimeEngine:
@@ -76,8 +102,8 @@ class OnnxRuntimeEngine:
 
     name = EngineName.ONNXRUNTIME.value
 
-    def __init__(self, backbone: bytes, precision: Precision, threads: int | None = None) -> None:
-        """Read the network. `threads` None leaves the number to onnxruntime.
+    def __init__(self, backbone: bytes, precision: Precision, window: Shape, threads: int | None = None) -> None:
+        """Read the network; it takes windows of any size. `threads` None leaves the number to onnxruntime.
 
         ImportError when it is not installed; ValueError for a precision that it would have to be hinted.
         """
@@ -98,7 +124,9 @@ class OnnxRuntimeEngine:
             return features, pooled
 
 
-_ENGINES: dict[EngineName, Callable[[bytes, Precision, int | None], Engine]] = {  # in the order that `auto` tries
+_ENGINES: dict[
+    EngineName, Callable[[bytes, Precision, Shape, int | None], Engine]
+] = {  # in the order that `auto` tries
     EngineName.OPENVINO: OpenVINOEngine,
     EngineName.ONNXRUNTIME: OnnxRuntimeEngine,
 }
@@ -124,7 +152,9 @@ def open_engine(
     reasons: list[str] = []
     for candidate in candidates:
         try:
-            return _ENGINES[candidate](bundle.backbone(chosen), chosen, threads)
+            return _ENGINES[candidate](
+                bundle.backbone(chosen), chosen, bundle.manifest.sliding_window.roi_size, threads
+            )
         except ImportError:
             reasons.append(f"{candidate} is not installed (pip install 'viscera[cpu]')")
         except Exception as error:  # noqa: BLE001  # the engines publish no common exception type

@@ -45,6 +45,33 @@ def test_a_result_outlives_the_next_run(tiny_bundle: Bundle, name: str) -> None:
     assert (features == 0.0).all()
 
 
+@pytest.mark.parametrize("name", BOTH)
+def test_a_window_does_not_depend_on_its_batch(tiny_bundle: Bundle, name: str) -> None:
+    engine = open_engine(tiny_bundle, name, threads=1)
+    windows = random_windows(3, 1, 32, 16, 32)
+    for together, alone in zip(
+        engine.run(windows), zip(*(engine.run(w[None]) for w in windows), strict=True), strict=True
+    ):
+        np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-6)
+
+
+def test_openvino_compiles_once_for_the_windows_of_scans_and_forgets_other_sizes(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    class Counting(openvino.Core):
+        def compile_model(self, model: openvino.Model, device: str, options: dict[str, object]) -> object:
+            sizes.append(tuple(model.input("window").shape)[2:])
+            return super().compile_model(model, device, options)
+
+    monkeypatch.setattr(openvino, "Core", Counting)
+    engine = open_engine(tiny_bundle, "openvino", threads=1)
+    for edge in (32, 16, 16, 32, 48, 32, 16):
+        engine.run(random_windows(1, 1, edge, edge, edge))
+    assert sizes == [(32, 32, 32), (16, 16, 16), (48, 48, 48), (16, 16, 16)]
+
+
 def test_auto_prefers_openvino(tiny_bundle: Bundle) -> None:
     assert open_engine(tiny_bundle, "auto").name == EngineName.OPENVINO
 
@@ -80,7 +107,7 @@ def test_a_failure_at_run_time_is_a_typed_error(
     tiny_bundle: Bundle, engine_class: type[OpenVINOEngine] | type[OnnxRuntimeEngine]
 ) -> None:
     fp32 = tiny_bundle.precision("fp32")
-    engine = engine_class(tiny_bundle.backbone(fp32), fp32, 1)
+    engine = engine_class(tiny_bundle.backbone(fp32), fp32, (32, 32, 32), 1)
     with pytest.raises(EngineUnavailable, match=f"{engine.name} failed on a window"):
         engine.run(random_windows(1, 3, 32, 32, 32))
 
