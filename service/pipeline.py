@@ -48,9 +48,8 @@ def segment_study(
         volume = read_volume(select_ct_series(study), partial(watch, Stage.READING))
 
     watch(Stage.PREPROCESSING, 0.0)
-    network_input = preprocess(volume, manifest.preprocessing)
     windows = manifest.sliding_window.with_overlap(request.window_overlap)
-    logits = predict_windows(network_input, predictor, windows, watch)
+    logits = predict_windows(preprocess(volume, manifest.preprocessing), predictor, windows, watch)
     masks = restore_masks(
         logits,
         labels,
@@ -59,6 +58,7 @@ def segment_study(
         postprocessing=request.postprocessing,
         progress=watch,
     )
+    del logits  # nothing below needs them, and they are as large as the masks
     findings = measure(volume, masks, _provenance(volume, masks, model, request), watch)
     findings = _with_timings(findings, watch)
     write_artifacts(out_dir, volume, masks, findings, watch)

@@ -5,6 +5,7 @@ to `manifest.MAX_LABELS`.
 """
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,8 +33,12 @@ def bit_mask(packed: Packed, bit: int) -> np.unsignedinteger[Any]:
 
 def has_bit(packed: Packed, bit: int) -> NDArray[np.bool_]:
     """Where a bit is set; the shape is that of `packed`, which may be any part of the masks."""
-    marked: NDArray[np.bool_] = (packed & bit_mask(packed, bit)) != 0
-    return marked
+    # Only the byte that holds the bit is looked at: a quarter of the time and memory.
+    byte, place = divmod(bit, 8)
+    of_voxels = packed.getfield(np.uint8, byte if sys.byteorder == "little" else packed.itemsize - 1 - byte)
+    marked = of_voxels >> np.uint8(place)
+    marked &= np.uint8(1)
+    return marked.view(np.bool_)
 
 
 @dataclass(frozen=True, eq=False)

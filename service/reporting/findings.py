@@ -1,5 +1,6 @@
 """Numbers from masks: volumes, HU, diameters and places, on the source grid."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from service.reporting.schema import (
     Provenance,
     SourceSummary,
 )
+
+_SUMMED_VOXELS = 1_000_000
 
 
 def measure(volume: Volume, masks: Masks, provenance: Provenance, progress: Progress = no_progress) -> Findings:
@@ -218,9 +221,12 @@ def _summary(scan: _Scan, region: Region, found: Sequence[LesionFinding]) -> Les
 
 
 def _mean_and_sd(hu: NDArray[np.int16] | NDArray[np.float32]) -> tuple[float, float]:
-    """Mean and population standard deviation, summed in float64."""
+    """Mean and population standard deviation, summed in float64, part by part: an organ can be millions of voxels."""
     mean = float(hu.mean(dtype=np.float64))
-    return round(mean, 1), round(float(hu.std(dtype=np.float64)), 1)
+    parts = (
+        hu[start : start + _SUMMED_VOXELS].astype(np.float64) - mean for start in range(0, hu.size, _SUMMED_VOXELS)
+    )
+    return round(mean, 1), round(math.sqrt(math.fsum(np.dot(part, part) for part in parts) / hu.size), 1)
 
 
 def _axes_lps_mm(

@@ -1,6 +1,7 @@
 """Masks back on the source grid: a scan walks the whole way and its sphere comes back where it was."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from service.imaging.volume import SourceFormat, Volume
 from service.inference.grid import cropped, full_box, whole_grid
 from service.inference.logits import Logits
 from service.inference.manifest import Interpolation, MinPeak, RuleSets
-from service.inference.masks import Masks
+from service.inference.masks import Masks, has_bit
 from service.inference.model import Model
 from service.inference.preprocessing import preprocess
 from service.inference.restoration import _without_fragments, restore_masks
@@ -301,6 +302,15 @@ def test_equal_input_gives_an_equal_hash_and_other_masks_another(tiny_model: Mod
     digests = [other.sha256 for other in others]
     assert masks.sha256 not in digests
     assert digests[0] == digests[3]  # memory order is not content
+
+
+@pytest.mark.parametrize("word", [np.uint32, np.uint64])
+def test_a_bit_is_read_alone_from_any_view(word: type[np.unsignedinteger[Any]]) -> None:
+    bits = np.dtype(word).itemsize * 8
+    packed = np.random.default_rng(3).integers(0, 2**bits, (5, 7, 6), dtype=word)
+    for view in (packed, packed[1:4, ::-1, 2:5], packed.T, packed[0, 0], packed[:0]):
+        for bit in range(bits):
+            np.testing.assert_array_equal(has_bit(view, bit), (view & word(1 << bit)) != 0)
 
 
 @pytest.mark.parametrize(("count", "word"), [(32, np.uint32), (33, np.uint64), (64, np.uint64)])

@@ -9,6 +9,7 @@ import pytest
 from service.imaging.geometry import Geometry
 from service.imaging.volume import Notice
 from service.progress import Stage
+from service.reporting import findings as findings_module
 from service.reporting.findings import measure
 from service.reporting.schema import Side
 from tests.support.reporting import LABELS, PROVENANCE, abdomen, box_mask, reoriented, scan
@@ -27,6 +28,13 @@ def _organ(findings, name):
 
 def _codes(findings):
     return [warning.code for warning in findings.warnings]
+
+
+def test_mean_and_deviation_over_many_parts_are_those_of_numpy(monkeypatch):
+    monkeypatch.setattr(findings_module, "_SUMMED_VOXELS", 7)
+    hu = np.random.default_rng(1).integers(-1024, 3000, (10, 10, 10), dtype=np.int16)
+    liver = _organ(_findings({"liver": np.ones(SHAPE, np.bool_)}, hu), "liver")
+    assert (liver.mean_hu, liver.sd_hu) == (round(float(hu.mean()), 1), round(float(hu.std()), 1))
 
 
 def test_organ_of_two_voxels():
