@@ -28,6 +28,7 @@
     │   └── IllegalTransition         illegal-transition
     └── ServiceError                  the service's own trouble: try again or tell the operator
         ├── EngineUnavailable         engine-unavailable
+        ├── InsufficientMemory        insufficient-memory
         ├── StorageUnavailable        storage-unavailable
         ├── JobCanceled               job-canceled
         ├── WorkerLost                worker-lost
@@ -274,6 +275,13 @@ class EngineUnavailable(ServiceError):
 
     code = "engine-unavailable"
     title = "No inference engine available"
+
+
+class InsufficientMemory(ServiceError):
+    """The scan would not fit into the worker's memory."""
+
+    code = "insufficient-memory"
+    title = "Not enough memory for this scan"
 
 
 class StorageUnavailable(ServiceError):

@@ -6,6 +6,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from service.admission import admit
 from service.imaging.limits import ReadLimits
 from service.imaging.study import read_study, read_volume, select_ct_series
 from service.imaging.volume import Volume
@@ -45,7 +46,9 @@ def segment_study(
     watch(Stage.READING, 0.0)
     with tempfile.TemporaryDirectory(prefix=".reading-", dir=out_dir) as scratch:
         study = read_study(upload, Path(scratch), limits)
-        volume = read_volume(select_ct_series(study), partial(watch, Stage.READING))
+        series = select_ct_series(study)
+        admit(series.geometry, manifest, len(predictor.labels))
+        volume = read_volume(series, partial(watch, Stage.READING))
 
     watch(Stage.PREPROCESSING, 0.0)
     windows = manifest.sliding_window.with_overlap(request.window_overlap)

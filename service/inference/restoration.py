@@ -142,7 +142,8 @@ class _Region:
     @cached_property
     def probability(self) -> Float32:
         """Probability, 0 to 1, in the whole box."""
-        probability: Float32 = torch.from_numpy(np.ascontiguousarray(self.logits)).sigmoid().numpy()
+        probability = np.array(self.logits, order="C")
+        torch.from_numpy(probability).sigmoid_()
         return probability
 
 
@@ -201,11 +202,14 @@ def _signed_margin(region: _Region, mask: BoxedMask, threshold: float, back: "_W
     margin = np.full(box_shape(box), -threshold, np.float32)  # beyond the crop the probability is 0
     known = intersection(box, back.on_whole_grid(region.box))
     assert known is not None
-    of_region = region.probability[relative(known, back.on_whole_grid(region.box))]
-    margin[relative(known, box)] = -np.abs(of_region - np.float32(threshold))
+    # Every step in place: the box of a large organ is a good part of the scan.
+    outside = margin[relative(known, box)]
+    np.subtract(region.probability[relative(known, back.on_whole_grid(region.box))], np.float32(threshold), out=outside)
+    np.negative(np.abs(outside, out=outside), out=outside)
     inside = margin[relative(back.on_whole_grid(mask.box), box)]
+    np.negative(inside, out=inside, where=mask.inside)
     # Never 0 inside, so that a voxel keeps its label where source and model grid coincide.
-    np.copyto(inside, np.maximum(-inside, np.float32(1e-6)), where=mask.inside)
+    np.maximum(inside, np.float32(1e-6), out=inside, where=mask.inside)
     return _Field(box, margin, level=0.0)
 
 
