@@ -3,8 +3,9 @@
     python -m benchmarks.modes STUDY [STUDY ...] [--bundle BUNDLE] [--targets liver,liver_tumor] [--repeat 3]
 
 The model is opened once; each run reads the study and writes all artifacts. Prints, for every mode, the seconds of the
-network and of the whole job (medians) and the Dice of its masks with those of `accurate`; then the same for the targets
-in `accurate`. Runs of one mode must give one mask hash, or this ends with an error.
+network and of the whole job (medians) and the Dice of its masks with those of `accurate`, over the labels that have at
+least 10 ml there; then the seconds for the targets alone. Runs of one request must give one mask
+hash, or this ends with an error.
 """
 
 import argparse
@@ -30,39 +31,46 @@ from training.detection import dice
 
 Mask = NDArray[np.bool_]
 
+LEAST_ML = 10.0
+"""A label below it is a few voxels of the model's grid, whose Dice says little."""
+
 
 @dataclass(frozen=True)
 class Runs:
-    """Medians over the runs of one request, and its masks that are not empty."""
+    """Medians over the runs of one request, its masks, and their volumes in ml."""
 
     network_s: float
     job_s: float
     masks: dict[str, Mask]
+    volumes_ml: dict[str, float]
 
 
 def measure(study: Path, model: Model, request: SegmentationRequest, repeat: int) -> Runs:
     """The same request several times. Raises RuntimeError when the masks are not the same every time."""
     network, job, hashes = [], [], set()
     masks: dict[str, Mask] = {}
+    volumes_ml: dict[str, float] = {}
     for _ in range(repeat):
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            provenance = segment_study(study, Path(folder), model, request).provenance
+            findings = segment_study(study, Path(folder), model, request)
+            provenance = findings.provenance
             job.append(time.perf_counter() - start)
             network.append((provenance.timings_seconds or {}).get(Stage.INFERENCE.value, 0.0))
             hashes.add(provenance.mask_sha256)
             if len(hashes) > 1:
                 raise RuntimeError("Two runs of one request gave different masks.")
             if not masks:
+                volumes_ml = {organ.label: organ.volume_ml for organ in findings.organs}
+                volumes_ml |= {lesions.label: lesions.total_volume_ml for lesions in findings.lesion_labels}
                 masks = {path.name.removesuffix(".nii.gz"): _mask(path) for path in Path(folder, "masks").iterdir()}
-    return Runs(median(network), median(job), {name: mask for name, mask in masks.items() if mask.any()})
+    return Runs(median(network), median(job), masks, volumes_ml)
 
 
 def agreement(runs: Runs, reference: Runs) -> tuple[float, str, float]:
-    """Mean Dice over the labels that are not empty in both, the worst label, and its Dice."""
-    names = sorted(runs.masks.keys() | reference.masks.keys())
-    nothing = np.zeros(next(iter(reference.masks.values())).shape, np.bool_)
-    found = {name: dice(runs.masks.get(name, nothing), reference.masks.get(name, nothing)) for name in names}
+    """Mean Dice over the labels of a size that counts in the reference, the worst of them, and its Dice."""
+    names = [name for name, ml in reference.volumes_ml.items() if ml >= LEAST_ML]
+    found = {name: dice(runs.masks[name], reference.masks[name]) for name in names}
     worst = min(found, key=lambda name: found[name])
     return sum(found.values()) / len(found), worst, found[worst]
 
