@@ -13,7 +13,8 @@ from service.inference.manifest import Manifest
 
 # Float arrays as large as the model grid while a label goes back to the source: logits, probability, margin.
 _ARRAYS_OF_A_LABEL = 3
-# Of a label's logits those near its surface are kept. Random weights, whose masks are all surface, keep an eighth.
+# Of a label's logits those near its surface are kept. Random weights, whose masks are all surface, keep about
+# an eighth.
 _KEPT_SHARE = 0.125
 # What does not grow with the scan: buffers of engine and decoders, the picture, what numpy and torch allocate once.
 _FIXED_BYTES = 200 * 1024**2
@@ -37,9 +38,10 @@ def admit(geometry: Geometry, manifest: Manifest, labels: int) -> None:
 
 
 def predicted_bytes(geometry: Geometry, manifest: Manifest, labels: int) -> int:
-    """The most that a job takes at a time, beyond the open model; masks of real anatomy stay below.
+    """The most that a job takes at a time, beyond the open model, with masks as anatomy has them.
 
     The stages follow each other, and the largest counts: resampling to the model grid, the network, the way back.
+    Random weights, with which every label fills the scan, can take more.
     """
     grid = whole_grid(geometry, manifest.preprocessing.spacing_mm)
     _, n1, n2 = (geometry.shape[axis] for axis in grid.to_ras.axes)

@@ -33,7 +33,7 @@ def bit_mask(packed: Packed, bit: int) -> np.unsignedinteger[Any]:
 
 def has_bit(packed: Packed, bit: int) -> NDArray[np.bool_]:
     """Where a bit is set; the shape is that of `packed`, which may be any part of the masks."""
-    # Only the byte that holds the bit is looked at: a quarter of the time and memory.
+    # Only the byte that holds the bit is looked at: no second array as large as `packed`.
     byte, place = divmod(bit, 8)
     of_voxels = packed.getfield(np.uint8, byte if sys.byteorder == "little" else packed.itemsize - 1 - byte)
     marked = of_voxels >> np.uint8(place)
