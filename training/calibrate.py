@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from rich.progress import track
 from scipy import ndimage
 from torch import Tensor
+from torch.utils.data import default_collate
 
-from training.augment import plain_sample
+from training.augment import plain_plan
 from training.checkpoint import Calibration
 from training.detection import LEAST_LESION_ML, bounding_box, count_detections
 from training.labels import BY_NAME, LABELS, LESIONS, ORGANS, Label
 from training.networks.universal import UniversalModel
 from training.precision import mixed_precision
+from training.rendering import render
 from training.store import Case, open_case
 
 BINS = 100
@@ -90,8 +92,9 @@ def calibrate(model: UniversalModel, store: Path, seeds: range, device: torch.de
 def see_whole_case(model: UniversalModel, case: Case, rng: np.random.Generator, device: torch.device) -> WholeCase:
     """The case as one random acquisition, through blended windows as at inference."""
     tick = model.backbone.size_multiple
-    shape = tuple(-(-size // tick) * tick for size in case.codes.shape)
-    sample = plain_sample(case, model.config.model_copy(update={"roi_size": shape}), (0, 0, 0), rng)
+    x, y, z = (-(-size // tick) * tick for size in case.codes.shape)
+    plan = default_collate([plain_plan(case, model.config, (x, y, z), rng)])
+    image, occupancy, supervised = render(plan, [torch.from_numpy(case.codes).to(device)], model.config)
 
     def predict(window: Tensor) -> Tensor:
         with mixed_precision(device):
@@ -99,7 +102,7 @@ def see_whole_case(model: UniversalModel, case: Case, rng: np.random.Generator, 
         return logits.float()
 
     logits = sliding_window_inference(
-        torch.from_numpy(sample.image)[None],
+        image,
         model.config.roi_size,
         1,
         predict,
@@ -108,12 +111,12 @@ def see_whole_case(model: UniversalModel, case: Case, rng: np.random.Generator, 
         padding_mode="constant",
         cval=model.config.output_range[0],
         sw_device=device,
-        device=torch.device("cpu"),
+        device=device,
     )
     assert isinstance(logits, Tensor)
     voxel_ml = float(np.prod(model.config.spacing_mm)) * model.feature_stride**3 / 1000.0
-    probability: NDArray[np.float16] = torch.sigmoid(logits[0]).half().numpy()
-    return WholeCase(probability, sample.occupancy, sample.supervised, voxel_ml)
+    probability: NDArray[np.float16] = torch.sigmoid(logits[0]).half().cpu().numpy()
+    return WholeCase(probability, occupancy[0].cpu().numpy(), supervised[0].cpu().numpy(), voxel_ml)
 
 
 def best_thresholds(filled: Tensor, seen: Tensor) -> Tensor:

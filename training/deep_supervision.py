@@ -48,6 +48,8 @@ def marginal_cross_entropy(class_logits: Tensor, classes: Tensor, supervised: Te
     log_share = torch.cat([background, class_logits[:, 1:]], dim=1) - torch.logsumexp(class_logits, dim=1, keepdim=True)
     annotated = functional.pad(supervised, (1, 0), value=True)
     truth = torch.where(torch.gather(annotated, 1, classes.flatten(1)).view_as(classes), classes, 0)
-    count = torch.bincount(truth.flatten(), minlength=class_logits.shape[1]).to(log_share.dtype)
+    # bincount, but without waiting for the device
+    count = log_share.new_zeros(class_logits.shape[1])
+    count.scatter_add_(0, truth.flatten(), log_share.new_ones(()).expand(truth.numel()))
     weight = count.clamp(min=1.0).rsqrt()
     return functional.nll_loss(log_share, truth, weight)

@@ -31,7 +31,7 @@ def masked_dice_bce(
     supervised: Tensor,
     *,
     label_weight: Tensor | None = None,
-    rarity_exponent: float | Tensor = 0.0,
+    rarity_exponent: float | Tensor | None = None,
     half_cost_voxels: float | None = None,
 ) -> MaskedLoss:
     """Loss of logits (B,C,*grid) against occupancies in 0..1 of the same shape; `supervised` is bool (B,C).
@@ -39,8 +39,8 @@ def masked_dice_bce(
     A pair that is not supervised contributes neither value nor gradient. With no supervised pair at all the loss is 0.
     `label_weight` (C,) is the say of each label in the means over labels; None: all alike.
     In the cross-entropy a filled voxel of a label that fills the share f of its window weighs ((1 - f) / f) to the
-    power `rarity_exponent`, one for all labels or (C,): 0 weighs all voxels alike, 1 gives both sides of a label the
-    same say.
+    power `rarity_exponent`, one for all labels or (C,): 0 or None weighs all voxels alike, 1 gives both sides of
+    a label the same say.
     Where a window has no voxel of a label, a predicted volume of v voxels costs v / (v + `half_cost_voxels`), in the
     mean over all such pairs; None: nothing.
     """
@@ -65,13 +65,13 @@ def masked_dice_bce(
     return MaskedLoss(dice + cross_entropy + false_volume, dice, cross_entropy, false_volume)
 
 
-def _weighted_cross_entropy(logits: Tensor, target: Tensor, rarity_exponent: float | Tensor) -> Tensor:
+def _weighted_cross_entropy(logits: Tensor, target: Tensor, rarity_exponent: float | Tensor | None) -> Tensor:
     """Binary cross-entropy of each pair (B,C), a weighted mean over its voxels."""
     grid = tuple(range(2, logits.ndim))
     each = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    exponent = torch.as_tensor(rarity_exponent, dtype=logits.dtype, device=logits.device)
-    if not exponent.any():
+    if rarity_exponent is None:
         return each.mean(dim=grid)
+    exponent = torch.as_tensor(rarity_exponent, dtype=logits.dtype, device=logits.device)
     voxels = target[0, 0].numel()
     share = target.mean(dim=grid, keepdim=True).clamp(1.0 / voxels, 1.0 - 1.0 / voxels)
     gain = ((1.0 - share) / share).pow(exponent.reshape(-1, *(1 for _ in grid))) - 1.0

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 from training.config import ModelConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+_ALL_OPEN_AFTER = 0.9  # share of a training's windows: the last phantoms are to be seen often, too
 
 
 class RecipeError(ValueError):
@@ -31,6 +32,10 @@ class Recipe(BaseModel):
     starts from a bundle (`warm_start.start_from_bundle`). With no `steps` at all the weights stay as they are, and the
     run does nothing but calibrate them. `loader_processes` render windows beside the training; None:
     by the machine (`samples.loader_processes`). Their number changes no sample.
+    Training begins with `phantoms_at_start` of the phantoms (None: with all), and the others join as they are drawn
+    beside it: window n is the same however fast they come (`open_seeds`). Of the planes along z, losses see every
+    `loss_plane_stride`-th. `head_leak` is the slope below 0 of the generated heads' ReLU, a scaffold too: without it a
+    head can end up with all its units off where it is wrong, and learn nothing there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,7 +63,10 @@ class Recipe(BaseModel):
     lesion_windows: float = Field(default=0.4, ge=0.0, le=1.0)
     label_windows: float = Field(default=0.4, ge=0.0, le=1.0)
     start_logit_scale: PositiveFloat = 1.0
+    loss_plane_stride: PositiveInt = 3
+    head_leak: float = Field(default=0.0, ge=0.0, lt=1.0)
     phantoms: PositiveInt
+    phantoms_at_start: PositiveInt | None = None
     validation_phantoms: PositiveInt
     validation_samples: PositiveInt
     calibration_phantoms: NonNegativeInt = 0
@@ -71,6 +79,15 @@ class Recipe(BaseModel):
     def training_seeds(self) -> range:
         """Seeds of the phantoms that are trained on."""
         return range(self.phantoms)
+
+    def open_seeds(self, seeds: range, number: int) -> range:
+        """Those of `seeds` that window `number` may show: of the training's at first `phantoms_at_start`, and all after
+        `_ALL_OPEN_AFTER` of the windows."""
+        if self.phantoms_at_start is None or seeds != self.training_seeds:
+            return seeds
+        done = number / (self.steps * self.batch_size * _ALL_OPEN_AFTER)
+        more = int((self.phantoms - self.phantoms_at_start) * min(1.0, done))
+        return seeds[: self.phantoms_at_start + more]
 
     @property
     def validation_seeds(self) -> range:

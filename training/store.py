@@ -5,8 +5,11 @@ A voxel's code stands for a pair (tissue, labels); a case has far fewer than 256
 """
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -51,18 +54,46 @@ def build_phantom_store(folder: Path, seeds: range, spacing_mm: float, processes
     `processes` draw at a time; None: one per core.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [seed for seed in seeds if not _meta_path(folder, seed).exists()]
-    with ProcessPoolExecutor(processes) as pool:
+    missing = [seed for seed in seeds if not has_case(folder, seed)]
+    if not missing:
+        return
+    with _painters(processes) as pool:
         jobs = [pool.submit(_write_phantom, folder, seed, spacing_mm) for seed in missing]
         for job in track(jobs, description="Phantoms"):
             job.result()
+
+
+@contextmanager
+def drawing_beside(folder: Path, seeds: range, spacing_mm: float, processes: int) -> Iterator[None]:
+    """Draws the missing cases, in order, while the block runs; those not begun when it ends are left out."""
+    missing = [seed for seed in seeds if not has_case(folder, seed)]
+    if not missing:
+        yield
+        return
+    with _painters(processes) as pool:
+        for seed in missing:
+            pool.submit(_write_phantom, folder, seed, spacing_mm)
+        try:
+            yield
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _painters(processes: int | None) -> ProcessPoolExecutor:
+    """Fresh processes: one full of the threads of a training is no place to fork from."""
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+
+
+def has_case(folder: Path, seed: int) -> bool:
+    """Whether the case is there, and complete."""
+    return _meta_path(folder, seed).exists()
 
 
 def open_case(folder: Path, seed: int) -> Case:
     """The case of a seed, its codes mapped from disk. Raises FileNotFoundError."""
     with np.load(_meta_path(folder, seed)) as meta:
         return Case(
-            codes=np.load(_codes_path(folder, seed), mmap_mode="r"),
+            codes=np.load(_codes_path(folder, seed), mmap_mode="c"),
             tissues=meta["tissues"],
             labels=meta["labels"],
             centers=meta["centers"],

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,11 @@ from training.losses import masked_dice_bce
 from training.networks.universal import UniversalModel, apply_heads
 from training.precision import mixed_precision
 from training.recipe import Recipe
-from training.samples import NumberedSamples, training_batches, validation_batches
-from training.store import build_phantom_store
+from training.samples import first_windows, loader_processes, training_batches, validation_batches
+from training.store import build_phantom_store, drawing_beside
 from training.text import TextProvenance
 from training.warm_start import settle_norms, start_from_bundle
 
-PLANE_STRIDE = 3
 _SETTLING_WINDOWS = 8
 LABEL_NAMES = tuple(label.name for label in LABELS)
 
@@ -61,17 +61,18 @@ def train(
     It starts from the recipe's seed, or from the weights of the bundle `start_from`; an interrupted run goes on from
     its last checkpoint.
     """
-    build_phantom_store(run.store, recipe.training_seeds, recipe.model.spacing_mm[0])
+    build_phantom_store(run.store, recipe.open_seeds(recipe.training_seeds, 0), recipe.model.spacing_mm[0])
     build_phantom_store(run.store, recipe.validation_seeds, recipe.model.spacing_mm[0])
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = True  # windows have one size
     torch.manual_seed(recipe.seed)
     model = UniversalModel(recipe.model, text_embedding).to(device)
     if start_from is None:
         model.reset_heads()
     elif not run.last.exists():
         start_from_bundle(model, start_from, logit_scale=recipe.start_logit_scale)
-        settle_norms(model, _first_windows(run.store, recipe).to(device))
+        settle_norms(model, first_windows(run.store, recipe, _SETTLING_WINDOWS).to(device))
     model.backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     classifier = VoxelClassifier(model.backbone.decoder_channels).to(device)
     ema = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
@@ -84,20 +85,23 @@ def train(
     rarity = torch.where(is_organ, recipe.organ_rarity_exponent, recipe.lesion_rarity_exponent)
     label_weight = torch.where(is_organ, 1.0, recipe.lesion_weight)
 
-    with SummaryWriter(str(run.path / "tensorboard")) as writer, _progress_bar() as bar:
+    others = drawing_beside(run.store, recipe.training_seeds, recipe.model.spacing_mm[0], _painters(recipe))
+    with others, SummaryWriter(str(run.path / "tensorboard")) as writer, _progress_bar() as bar:
         task = bar.add_task("Training", total=recipe.steps, completed=first_step, loss=math.nan, dice=math.nan)
-        for step, batch in enumerate(training_batches(run.store, recipe, first_step), start=first_step + 1):
+        for step, batch in enumerate(training_batches(run.store, recipe, first_step, device), start=first_step + 1):
             model.train()
-            image, eighths, supervised = (part.to(device) for part in batch)
+            image, eighths, supervised = batch
             image = image.contiguous(memory_format=torch.channels_last_3d)
             # Neighbouring planes say nearly the same, and on all of them heads and losses cost more than the backbone.
-            planes = slice(step % PLANE_STRIDE, None, PLANE_STRIDE)
+            planes = slice(step % recipe.loss_plane_stride, None, recipe.loss_plane_stride)
             occupancy = eighths[:, :, planes].float() / 8.0
             scaffold = scaffold_strength(step, recipe)
             with mixed_precision(device):
                 bottleneck, decoded = model.backbone(image)
                 features, pooled = model.read_out(bottleneck, decoded)
-                logits = apply_heads(features[:, :, planes], model.head_params(pooled))
+                logits = apply_heads(
+                    features[:, :, planes], model.head_params(pooled), leak=recipe.head_leak * scaffold
+                )
                 class_logits = None
                 if recipe.deep_supervision > 0.0:
                     seen = decoded.detach() if step <= recipe.classifier_warmup else decoded
@@ -107,21 +111,25 @@ def train(
                 occupancy,
                 supervised,
                 label_weight=label_weight,
-                rarity_exponent=rarity * scaffold,
+                rarity_exponent=rarity * scaffold if scaffold else None,
                 half_cost_voxels=recipe.half_cost_voxels,
             )
-            side_loss = torch.zeros(())
+            side_loss = torch.zeros((), device=device)
             if class_logits is not None:
                 side_loss = marginal_cross_entropy(class_logits.float(), most_specific_class(occupancy), supervised)
             optimizer.zero_grad(set_to_none=True)
-            (loss.total + recipe.deep_supervision * scaffold * side_loss).backward()  # type: ignore[no-untyped-call]
+            # What is predicted where nothing is has its price once most of what is there has been learnt.
+            total = loss.dice + loss.cross_entropy + (1.0 - scaffold) * loss.false_volume
+            (total + recipe.deep_supervision * scaffold * side_loss).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_([*model.parameters(), *classifier.parameters()], recipe.gradient_clip)
             optimizer.step()
             schedule.step()
             average.update_parameters(model)
 
-            bar.update(task, completed=step, loss=loss.total.item())
-            if step % 10 == 0:
+            if step % 10:  # reading a loss waits for the device
+                bar.update(task, completed=step)
+            else:
+                bar.update(task, completed=step, loss=loss.total.item())
                 writer.add_scalar("loss/dice", loss.dice.item(), step)
                 writer.add_scalar("loss/cross_entropy", loss.cross_entropy.item(), step)
                 writer.add_scalar("loss/false_volume", loss.false_volume.item(), step)
@@ -181,17 +189,22 @@ def validate(model: UniversalModel, store: Path, recipe: Recipe, device: torch.d
     more counts as foreground.
     """
     model.eval()
-    overlap, total, present = (torch.zeros(len(LABELS)) for _ in range(3))
-    for image, occupancy, supervised in validation_batches(store, recipe):
+    overlap, total, present = (torch.zeros(len(LABELS), device=device) for _ in range(3))
+    for image, occupancy, supervised in validation_batches(store, recipe, device):
         annotated = supervised[:, :, None, None, None]
         with mixed_precision(device):
-            predicted = (model(image.to(device)) > 0).cpu() & annotated
+            predicted = (model(image) > 0) & annotated
         truth = (occupancy >= 4) & annotated
         overlap += (predicted & truth).sum(dim=(0, 2, 3, 4))
         total += predicted.sum(dim=(0, 2, 3, 4)) + truth.sum(dim=(0, 2, 3, 4))
         present += truth.sum(dim=(0, 2, 3, 4))
     dice = 2.0 * overlap / total.clamp(min=1)
     return {name: float(dice[c]) for c, name in enumerate(LABEL_NAMES) if present[c] > 0}
+
+
+def _painters(recipe: Recipe) -> int:
+    """Processes that draw phantoms beside a training: the cores that it leaves."""
+    return max(1, (os.cpu_count() or 1) - loader_processes(recipe) - 1)
 
 
 def _averaged(average: AveragedModel) -> UniversalModel:
@@ -219,12 +232,6 @@ def _resume(
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     return int(state["step"])
-
-
-def _first_windows(store: Path, recipe: Recipe) -> Tensor:
-    """Images of the run's first samples, to settle batch norms on."""
-    samples = NumberedSamples(store, recipe.training_seeds, recipe)
-    return torch.stack([samples[number][0] for number in range(_SETTLING_WINDOWS)])
 
 
 def _provenance(recipe: Recipe, start_from: Path | None) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tests.support.training import TINY_CONFIG, box_case, tiny_recipe, write_box_store
-from training.augment import plain_sample
 from training.calibrate import (
     BINS,
     LEAST_LESION_ML,
@@ -53,20 +52,6 @@ def test_no_cut_beyond_the_bounds() -> None:
 
 def test_a_label_that_no_case_has_has_a_peak_of_a_half() -> None:
     assert best_thresholds(*counts(at_90=(0, 50))).item() == 0.5
-
-
-def test_windows_side_by_side_hold_the_whole_case_once() -> None:
-    case = box_case()
-    rng = np.random.default_rng(0)
-    total = np.zeros(len(LABELS))
-    for x in (0, 32):
-        for y in (0, 32):
-            for z in (0, 32):
-                sample = plain_sample(case, TINY_CONFIG, (x, y, z), rng)
-                assert sample.image.shape == (1, 32, 32, 32)
-                total += sample.occupancy.sum(axis=(1, 2, 3))
-    for name, voxels in (("kidney_right", 10 * 16 * 24), ("kidney_tumor", 5 * 6 * 8), ("liver", 0)):
-        assert total[BY_NAME[name].channel] == voxels, name
 
 
 def test_a_whole_case_is_padded_to_windows_and_seen_in_place() -> None:

@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from tests.support.training import tiny_recipe, write_box_store
-from training.samples import Batch, NumberedSamples, loader_processes, training_batches, validation_batches
+from training.rendering import Batch
+from training.samples import (
+    NumberedPlans,
+    RenderedPlans,
+    loader_processes,
+    training_batches,
+    validation_batches,
+    wait_for_case,
+)
 
 RECIPE = tiny_recipe(steps=4)
+CPU = torch.device("cpu")
 FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 on
 
 
@@ -26,8 +35,8 @@ def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
 
 
 def test_batches_hold_the_samples_in_order(store: Path) -> None:
-    batches = list(training_batches(store, RECIPE, 0))
-    samples = NumberedSamples(store, RECIPE.training_seeds, RECIPE)
+    batches = list(training_batches(store, RECIPE, 0, CPU))
+    samples = RenderedPlans(NumberedPlans(store, RECIPE.training_seeds, RECIPE))
     for step, (image, occupancy, supervised) in enumerate(batches):
         assert image.shape == (2, 1, 48, 48, 48)
         assert occupancy.shape == (2, 32, 24, 24, 24)
@@ -42,7 +51,7 @@ def test_batches_hold_the_samples_in_order(store: Path) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_loader_processes_change_nothing(store: Path, processes: int) -> None:
     parallel = RECIPE.model_copy(update={"loader_processes": processes})
-    assert_same(list(training_batches(store, parallel, 0)), list(training_batches(store, RECIPE, 0)))
+    assert_same(list(training_batches(store, parallel, 0, CPU)), list(training_batches(store, RECIPE, 0, CPU)))
 
 
 def test_a_recipe_that_names_no_number_leaves_a_core_to_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,24 +63,40 @@ def test_a_recipe_that_names_no_number_leaves_a_core_to_training(monkeypatch: py
 
 
 def test_a_resumed_run_goes_on_with_the_next_sample(store: Path) -> None:
-    assert_same(list(training_batches(store, RECIPE, 3)), list(training_batches(store, RECIPE, 0))[3:])
-    assert list(training_batches(store, RECIPE, 4)) == []
+    assert_same(list(training_batches(store, RECIPE, 3, CPU)), list(training_batches(store, RECIPE, 0, CPU))[3:])
+    assert list(training_batches(store, RECIPE, 4, CPU)) == []
 
 
 def test_samples_differ_by_number_seed_and_purpose(store: Path) -> None:
-    samples = NumberedSamples(store, RECIPE.training_seeds, RECIPE)
-    other_seed = NumberedSamples(store, RECIPE.training_seeds, tiny_recipe(seed=4))
-    unseen = NumberedSamples(store, RECIPE.validation_seeds, RECIPE)
+    samples = RenderedPlans(NumberedPlans(store, RECIPE.training_seeds, RECIPE))
+    other_seed = RenderedPlans(NumberedPlans(store, RECIPE.training_seeds, tiny_recipe(seed=4)))
+    unseen = RenderedPlans(NumberedPlans(store, RECIPE.validation_seeds, RECIPE))
     images = [samples[0][0], samples[1][0], other_seed[0][0], unseen[0][0]]
     assert len({image.numpy().tobytes() for image in images}) == 4
 
 
 def test_validation_windows_are_always_the_same(store: Path) -> None:
-    batches = list(validation_batches(store, RECIPE))
+    batches = list(validation_batches(store, RECIPE, CPU))
     assert len(batches) == RECIPE.validation_samples == 2
-    assert_same(list(validation_batches(store, RECIPE)), batches)
+    assert_same(list(validation_batches(store, RECIPE, CPU)), batches)
 
 
 def test_validation_patients_are_not_trained_on() -> None:
     assert not set(RECIPE.training_seeds) & set(RECIPE.validation_seeds)
     assert tiny_recipe(phantoms=120, validation_phantoms=12).validation_seeds == range(900_000, 900_012)
+
+
+def test_phantoms_join_while_they_are_drawn() -> None:
+    """Of 10, 4 at first; 6 join over 90 % of the 20 windows: the third of them after 9."""
+    recipe = tiny_recipe(steps=10, phantoms=10, phantoms_at_start=4)
+    seeds = recipe.training_seeds
+    assert [len(recipe.open_seeds(seeds, number)) for number in (0, 2, 3, 9, 17, 18, 19)] == [4, 4, 5, 7, 9, 10, 10]
+    assert recipe.open_seeds(recipe.validation_seeds, 0) == recipe.validation_seeds
+    assert tiny_recipe(phantoms=10).open_seeds(range(10), 0) == range(10)
+
+
+def test_a_case_that_never_comes_ends_the_wait(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.samples._LONGEST_WAIT_S", 0.2)
+    wait_for_case(store, 0)
+    with pytest.raises(TimeoutError, match="no case 77"):
+        wait_for_case(store, 77)

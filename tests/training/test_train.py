@@ -92,9 +92,9 @@ def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(
     """Saved after step 2, interrupted after step 3: step 3 is done again, on the same samples."""
     starts = []
 
-    def three_batches(store: Path, recipe: Recipe, first_step: int) -> Iterator[Any]:
+    def three_batches(store: Path, recipe: Recipe, first_step: int, device: torch.device) -> Iterator[Any]:
         starts.append(first_step)
-        for number, batch in enumerate(training_batches(store, recipe, first_step)):
+        for number, batch in enumerate(training_batches(store, recipe, first_step, device)):
             if number == 3 and first_step == 0:
                 raise KeyboardInterrupt
             yield batch
@@ -144,7 +144,10 @@ def test_validation_dice_counts_all_windows_as_one_set(tmp_path: Path) -> None:
     recipe = tiny_recipe(validation_samples=3)
     write_box_store(tmp_path, recipe)
     dice = validate(Everywhere(), tmp_path, recipe, torch.device("cpu"))
-    truth = sum((occupancy[0] >= 4).sum(dim=(1, 2, 3)) for _, occupancy, _ in validation_batches(tmp_path, recipe))
+    truth = sum(
+        (occupancy[0] >= 4).sum(dim=(1, 2, 3))
+        for _, occupancy, _ in validation_batches(tmp_path, recipe, torch.device("cpu"))
+    )
     expected = {
         label.name: 2 * int(truth[label.channel]) / (3 * 24**3 + int(truth[label.channel]))
         for label in LABELS

@@ -26,21 +26,26 @@ PRIOR_LOGIT = -3.0
 HEAD_INITIAL_STD = 0.07
 
 
-def apply_heads(features: Tensor, params: Tensor) -> Tensor:
+def apply_heads(features: Tensor, params: Tensor, *, leak: float = 0.0) -> Tensor:
     """Logits (B,C,*grid) of the generated heads on voxel features (B,8,*grid); `params` is (B,C,153).
 
-    Equal to the paper's grouped 1x1x1 convolutions on features repeated C times, without repeating them.
+    `leak` is the slope of the ReLU below 0: the paper's has none. Equal to the paper's grouped 1x1x1 convolutions on
+    features repeated C times, without repeating them.
     """
     batch, labels, _ = params.shape
     grid = features.shape[2:]
     w1, w2, w3, b1, b2, b3 = torch.split(params, list(HEAD_SIZES), dim=-1)
     flat = features.reshape(batch, FEATURE_CHANNELS, -1)
     first = w1.reshape(batch, labels * 8, 8)
-    hidden = torch.relu(torch.baddbmm(b1.reshape(batch, labels * 8, 1), first, flat))
+    hidden = _rectify(torch.baddbmm(b1.reshape(batch, labels * 8, 1), first, flat), leak)
     hidden = hidden.reshape(batch * labels, 8, -1)
-    hidden = torch.relu(torch.baddbmm(b2.reshape(-1, 8, 1), w2.reshape(-1, 8, 8), hidden))
+    hidden = _rectify(torch.baddbmm(b2.reshape(-1, 8, 1), w2.reshape(-1, 8, 8), hidden), leak)
     logits = torch.baddbmm(b3.reshape(-1, 1, 1), w3.reshape(-1, 1, 8), hidden)
     return logits.reshape(batch, labels, *grid)
+
+
+def _rectify(hidden: Tensor, leak: float) -> Tensor:
+    return functional.leaky_relu(hidden, leak) if leak else torch.relu(hidden)
 
 
 class UniversalModel(nn.Module):

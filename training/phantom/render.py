@@ -7,7 +7,9 @@ from scipy.ndimage import gaussian_filter1d
 from training.phantom.tissues import TEXTURE_HU
 
 #: Narrowest point spread in voxels: a voxel averages what lies in it, even under a sharp kernel.
-_LEAST_SIGMA = 0.4
+LEAST_SIGMA = 0.4
+#: Where the point spread ends, in sigmas.
+TRUNCATE = 2.5
 _COARSE = 3
 
 
@@ -28,11 +30,11 @@ def render_hu(
     """
     hu = np.take(tissue_hu.astype(np.float32, copy=False), tissue)
     if texture:
-        hu += np.take(_texture_table(), tissue) * _slow_noise(rng, tissue.shape)
-    sigma = [max(_LEAST_SIGMA, kernel_mm / s) for s in spacing_mm]
+        hu += np.take(texture_table(), tissue) * _slow_noise(rng, tissue.shape)
+    sigma = [max(LEAST_SIGMA, kernel_mm / s) for s in spacing_mm]
     noise = rng.standard_normal(tissue.shape, dtype=np.float32)
     if kernel_mm > 0:
-        gain = np.prod([_noise_gain(s) for s in sigma])
+        gain = np.prod([noise_gain(s) for s in sigma])
         hu += noise * np.float32(noise_hu / gain)
         hu = _blur(hu, sigma)
     else:
@@ -44,18 +46,25 @@ def render_hu(
 
 def _blur(hu: NDArray[np.float32], sigma: list[float]) -> NDArray[np.float32]:
     for axis, width in enumerate(sigma):
-        hu = gaussian_filter1d(hu, width, axis=axis, mode="nearest", truncate=2.5)
+        hu = gaussian_filter1d(hu, width, axis=axis, mode="nearest", truncate=TRUNCATE)
     return hu
 
 
-def _noise_gain(sigma: float) -> float:
-    """Standard deviation that is left of white noise after a Gaussian of `sigma` voxels."""
-    steps = np.arange(-int(2.5 * sigma + 0.5), int(2.5 * sigma + 0.5) + 1)
-    weights = np.exp(-0.5 * (steps / sigma) ** 2)
-    return float(np.linalg.norm(weights / weights.sum()))
+def noise_gain(sigma: float) -> float:
+    """Standard deviation that is left of white noise after a Gaussian of `sigma` voxels along one axis."""
+    return float(np.linalg.norm(gaussian_weights(sigma)))
 
 
-def _texture_table() -> NDArray[np.float32]:
+def gaussian_weights(sigma: float) -> NDArray[np.float64]:
+    """The point spread along one axis: an odd number of weights, their sum 1, as far as scipy's gaussian_filter goes
+    with the same truncation."""
+    radius = int(TRUNCATE * sigma + 0.5)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return np.asarray(weights / weights.sum())
+
+
+def texture_table() -> NDArray[np.float32]:
+    """Standard deviation of each tissue's slow texture (HU): [256], indexed by `Tissue`."""
     table = np.zeros(256, np.float32)
     for tissue, strength in TEXTURE_HU.items():
         table[tissue] = strength

@@ -1,0 +1,150 @@
+"""From a label map to a training window, second half: images and occupancies of plans, on the training's device.
+
+On a GPU the cases stay in its memory, so that it waits for no loader: what travels at each step are plans, some kB.
+
+Legend: B windows of X x Y x Z voxels; C labels; codes, plans: `training.store`, `training.augment`.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from training.augment import ELASTIC_NODES, WindowPlan
+from training.config import ModelConfig
+
+Batch = tuple[Tensor, Tensor, Tensor]  # image (B,1,D,H,W) float32, occupancy (B,C,..) uint8 0..8, supervised (B,C) bool
+
+_TEXTURE_VOXELS = 3  # between the nodes of the slow texture
+_TEXTURE_GAIN = 1.8  # linear interpolation between nodes averages them: brings the deviation back to about 1
+
+
+class CaseMemory:
+    """Codes of cases on a device, as many as fit into `most_bytes`; the one not seen for longest goes first."""
+
+    def __init__(self, read: Callable[[int], Tensor], device: torch.device, most_bytes: int) -> None:
+        self._read, self._device, self._most_bytes = read, device, most_bytes
+        self._held: OrderedDict[int, Tensor] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, seed: int) -> Tensor:
+        """The codes of a case: uint8 (X,Y,Z)."""
+        if seed not in self._held:
+            codes = self._read(seed).to(self._device)
+            while self._held and self._bytes + codes.nbytes > self._most_bytes:
+                self._bytes -= self._held.popitem(last=False)[1].nbytes
+            self._held[seed] = codes
+            self._bytes += codes.nbytes
+        self._held.move_to_end(seed)
+        return self._held[seed]
+
+
+@torch.no_grad()
+def render(plans: WindowPlan, codes: Sequence[Tensor], config: ModelConfig) -> Batch:
+    """Windows of B plans, each of the case `codes[b]` (uint8), on the device that the codes lie on."""
+    device = codes[0].device
+    noise_seeds = plans.noise_seed.tolist()
+    plans = WindowPlan(*(field.to(device, non_blocking=True) for field in plans))
+    seen = _look_up(plans, codes)
+    hu = _scan(plans, seen, noise_seeds)
+    low, high = config.intensity_range_hu
+    out_low, out_high = config.output_range
+    image = (hu.clamp_(low, high) - low) * ((out_high - out_low) / (high - low)) + out_low
+    return image[:, None], occupancy_at_stride_2(plans.fields, seen), plans.supervised
+
+
+def occupancy_at_stride_2(fields: Tensor, seen: Tensor) -> Tensor:
+    """How many of the 8 voxels under each feature voxel carry each label: uint8 (B,C,X/2,Y/2,Z/2) of codes (B,X,Y,Z).
+
+    `fields` int64 (B,2,256): see `WindowPlan`.
+    """
+    shifts = torch.arange(0, 64, 4, device=seen.device).view(1, -1, 1, 1, 1)
+    halves = []
+    for half in range(fields.shape[1]):
+        field = _table(fields[:, half], seen)
+        field = field[:, 0::2] + field[:, 1::2]
+        field = field[:, :, 0::2] + field[:, :, 1::2]
+        field = field[..., 0::2] + field[..., 1::2]
+        halves.append((field[:, None] >> shifts & 15).to(torch.uint8))
+    return torch.cat(halves, dim=1)
+
+
+def _look_up(plans: WindowPlan, cases: Sequence[Tensor]) -> Tensor:
+    """Codes int32 (B,X,Y,Z): of the voxel of the case that each position of a window lies in."""
+    shape = [along.shape[-1] for along in (plans.along_x, plans.along_y, plans.along_z)]
+    device = plans.center.device
+    sizes = torch.tensor([case.shape for case in cases], dtype=torch.int32).to(device, non_blocking=True)
+    ticks = [torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2.0 for size in shape]
+    elastic = _between_nodes(plans.elastic, shape)
+    flat = torch.zeros((), dtype=torch.int32, device=device)
+    plane = torch.arange(shape[2], device=device)
+    outside = ((plane < plans.scanned[:, :1]) | (plane >= plans.scanned[:, 1:]))[:, None, None]
+    for axis in range(3):
+        step, origin, size = plans.matrix[:, axis], plans.center[:, axis] + 0.5, sizes[:, axis, None, None, None]
+        in_plane = (step[:, :1] * ticks[0] + origin[:, None])[:, :, None] + (step[:, 1:2] * ticks[1])[:, None]
+        along_z = (step[:, 2:] * ticks[2])[:, None, None]
+        index = elastic[:, axis].add_(in_plane[..., None]).add_(along_z).floor_().int()
+        inside = torch.minimum(index.clamp(min=0), size - 1)
+        outside = outside | (index != inside)
+        flat = flat * size + inside
+    codes = [case.view(-1).index_select(0, where.view(-1)) for case, where in zip(cases, flat, strict=True)]
+    air = plans.air.to(torch.int32).view(-1, 1, 1, 1)
+    return torch.where(outside, air, torch.stack(codes).view(flat.shape).int())
+
+
+def _scan(plans: WindowPlan, seen: Tensor, noise_seeds: list[int]) -> Tensor:
+    """HU float32 (B,X,Y,Z): tissue and its texture, noise, the scanner's point spread and slices."""
+    batch, x, y, z = seen.shape
+    device = seen.device
+    hu = torch.empty((batch, x, y, z), device=device)
+    nodes = torch.empty((batch, *(n // _TEXTURE_VOXELS + 2 for n in (x, y, z))), device=device)
+    for row, noise_seed in enumerate(noise_seeds):
+        generator = torch.Generator(device).manual_seed(noise_seed)
+        nodes[row].normal_(generator=generator)
+        hu[row].normal_(generator=generator)
+    rows = (-1, 1, 1, 1)
+    hu *= plans.noise_hu.view(rows)
+    hu.addcmul_(_table(plans.texture_hu, seen), _slow(nodes, (x, y, z)))
+    hu += _table(plans.hu, seen)
+    hu = torch.bmm(plans.along_x, hu.view(batch, x, y * z)).view(batch, x, y, z)
+    hu = torch.matmul(plans.along_y[:, None], hu)
+    hu = torch.bmm(hu.view(batch, x * y, z), plans.along_z.transpose(1, 2)).view(batch, x, y, z)
+    return hu.mul_(plans.gain.view(rows)).add_(plans.offset_hu.view(rows))
+
+
+def _table(by_code: Tensor, codes: Tensor) -> Tensor:
+    """The values that each window's table (B,256) has for its codes (B,X,Y,Z)."""
+    rows = torch.arange(len(by_code), dtype=torch.int32, device=codes.device) * by_code.shape[1]
+    return by_code.flatten().index_select(0, (codes + rows.view(-1, 1, 1, 1)).view(-1)).view(codes.shape)
+
+
+def _slow(nodes: Tensor, shape: Sequence[int]) -> Tensor:
+    """About unit noise (B,X,Y,Z) that changes over `_TEXTURE_VOXELS`, of white noise on nodes that far apart."""
+    weights = [
+        _linear(torch.arange(size, device=nodes.device) / _TEXTURE_VOXELS, count)
+        for size, count in zip(shape, nodes.shape[1:], strict=True)
+    ]
+    return _interpolate(nodes, weights) * _TEXTURE_GAIN
+
+
+def _between_nodes(nodes: Tensor, shape: Sequence[int]) -> Tensor:
+    """Fields (B,3,6,6,6) on grids (B,3,X,Y,Z) whose corners are the outermost nodes."""
+    ends = ELASTIC_NODES - 1.0
+    weights = [_linear(torch.linspace(0.0, ends, size, device=nodes.device), ELASTIC_NODES) for size in shape]
+    return _interpolate(nodes, weights)
+
+
+def _interpolate(nodes: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Values (...,X,Y,Z) of nodes (...,i,j,k) by a matrix for each axis; small ones first."""
+    along_x, along_y, along_z = weights
+    *rest, i, j, k = nodes.shape
+    x, y, z = len(along_x), len(along_y), len(along_z)
+    nodes = torch.matmul(along_x, nodes.reshape(*rest, i, j * k)).view(*rest, x, j, k)
+    nodes = torch.matmul(along_y, nodes)
+    return torch.matmul(nodes.view(*rest, x * y, k), along_z.T).view(*rest, x, y, z)
+
+
+def _linear(where: Tensor, nodes: int) -> Tensor:
+    """Weights (positions, nodes) of linear interpolation."""
+    return (1.0 - (where[:, None] - torch.arange(nodes, device=where.device)).abs()).clamp_(min=0.0)
