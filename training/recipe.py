@@ -29,7 +29,8 @@ class Recipe(BaseModel):
     `lesion_weight` is the say of a lesion in the loss's means, an organ's being 1; `half_cost_voxels` is of the loss
     too. Of the windows a share `lesion_windows` lies around a lesion, a share
     `label_windows` around a voxel of any label, the rest anywhere in the patient. `start_logit_scale` is for a run that
-    starts from a bundle (`warm_start.start_from_bundle`). With no `steps` at all the weights stay as they are, and the
+    starts from a bundle (`warm_start.start_from_bundle`), `fresh_labels` for one whose start has heads that died
+    (`warm_start.renew_heads`). With no `steps` at all the weights stay as they are, and the
     run does nothing but calibrate them. `loader_processes` render windows beside the training; None:
     by the machine (`samples.loader_processes`). Their number changes no sample.
     Training begins with `phantoms_at_start` of the phantoms (None: with all), and the others join as they are drawn
@@ -63,6 +64,7 @@ class Recipe(BaseModel):
     lesion_windows: float = Field(default=0.4, ge=0.0, le=1.0)
     label_windows: float = Field(default=0.4, ge=0.0, le=1.0)
     start_logit_scale: PositiveFloat = 1.0
+    fresh_labels: tuple[str, ...] = ()
     loss_plane_stride: PositiveInt = 3
     head_leak: float = Field(default=0.0, ge=0.0, lt=1.0)
     phantoms: PositiveInt

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from training.calibrate import calibrate
 from training.checkpoint import NOT_CALIBRATED, read_content, save_checkpoint
 from training.deep_supervision import VoxelClassifier, marginal_cross_entropy, most_specific_class
-from training.labels import LABELS, ORGANS
+from training.labels import BY_NAME, LABELS, ORGANS
 from training.losses import masked_dice_bce
 from training.networks.universal import UniversalModel, apply_heads
 from training.precision import mixed_precision
@@ -25,7 +25,7 @@ from training.recipe import Recipe
 from training.samples import first_windows, loader_processes, training_batches, validation_batches
 from training.store import build_phantom_store, drawing_beside
 from training.text import TextProvenance
-from training.warm_start import settle_norms, start_from_bundle
+from training.warm_start import renew_heads, settle_norms, start_from_bundle, start_from_checkpoint
 
 _SETTLING_WINDOWS = 8
 LABEL_NAMES = tuple(label.name for label in LABELS)
@@ -58,8 +58,8 @@ def train(
 ) -> Path:
     """Runs the recipe to `run.final` and returns that path.
 
-    It starts from the recipe's seed, or from the weights of the bundle `start_from`; an interrupted run goes on from
-    its last checkpoint.
+    It starts from the recipe's seed, or from the weights of `start_from`, a bundle or a checkpoint (.pt); an interrupted
+    run goes on from its last checkpoint.
     """
     build_phantom_store(run.store, recipe.open_seeds(recipe.training_seeds, 0), recipe.model.spacing_mm[0])
     build_phantom_store(run.store, recipe.validation_seeds, recipe.model.spacing_mm[0])
@@ -71,8 +71,14 @@ def train(
     if start_from is None:
         model.reset_heads()
     elif not run.last.exists():
-        start_from_bundle(model, start_from, logit_scale=recipe.start_logit_scale)
-        settle_norms(model, first_windows(run.store, recipe, _SETTLING_WINDOWS).to(device))
+        if start_from.suffix == ".pt":
+            start_from_checkpoint(model, start_from)
+        else:
+            start_from_bundle(model, start_from, logit_scale=recipe.start_logit_scale)
+            settle_norms(model, first_windows(run.store, recipe, _SETTLING_WINDOWS).to(device))
+        if recipe.fresh_labels:
+            channels = [BY_NAME[name].channel for name in recipe.fresh_labels]
+            renew_heads(model, channels, first_windows(run.store, recipe, _SETTLING_WINDOWS).to(device))
     model.backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     classifier = VoxelClassifier(model.backbone.decoder_channels).to(device)
     ema = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
@@ -238,7 +244,7 @@ def _provenance(recipe: Recipe, start_from: Path | None) -> dict[str, Any]:
     """What the checkpoint says of its making; JSON-ready."""
     return {
         "recipe": recipe.name,
-        "started from": "random weights" if start_from is None else f"the bundle {start_from.resolve().name}",
+        "started from": "random weights" if start_from is None else _origin(start_from),
         "seed": recipe.seed,
         "steps": recipe.steps,
         "windows": recipe.steps * recipe.batch_size,
@@ -246,6 +252,12 @@ def _provenance(recipe: Recipe, start_from: Path | None) -> dict[str, Any]:
         "torch": str(torch.__version__),  # a class of torch, made a plain string
         "python": platform.python_version(),
     }
+
+
+def _origin(start_from: Path) -> str:
+    if start_from.suffix == ".pt":
+        return f"the checkpoint of the recipe {read_content(start_from)['training']['recipe']}"
+    return f"the bundle {start_from.resolve().name}"
 
 
 def _data(recipe: Recipe, start_from: Path | None) -> str:

@@ -12,11 +12,14 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
+from training.checkpoint import load_checkpoint
 from training.networks.compact import ResidualBlock
-from training.networks.universal import EMBEDDING_CHANNELS, HEAD_SIZES, UniversalModel
+from training.networks.universal import EMBEDDING_CHANNELS, HEAD_SIZES, PRIOR_LOGIT, UniversalModel
 
 _GRAPH_PREFIX = "model."  # the exporter's name for the network, before its own parameter names
+FRESH_STD = 0.5  # He's for 8 inputs: sqrt(2 / 8)
 _FOLDED_BIAS = "_bias"  # added to the name of a convolution's weight: what batch norm left beside it
 
 
@@ -45,6 +48,34 @@ def start_from_bundle(model: UniversalModel, bundle: Path, *, logit_scale: float
         last_layer = [*range(sum(HEAD_SIZES[:2]), sum(HEAD_SIZES[:3])), -1]  # its weights and its bias
         model.controller.weight[last_layer] *= logit_scale
         model.controller.bias[last_layer] *= logit_scale
+
+
+def start_from_checkpoint(model: UniversalModel, checkpoint: Path) -> None:
+    """Gives the model the weights of a checkpoint. Raises WarmStartError for one of another network or other labels."""
+    weights = load_checkpoint(checkpoint).model.state_dict()
+    if not torch.equal(weights["text_embedding"].cpu(), model.text_embedding.cpu()):
+        raise WarmStartError(f"{checkpoint.name} was trained on other text features; give those that it names.")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise WarmStartError(f"{checkpoint.name} is not of the recipe's network.") from error
+
+
+@torch.no_grad()
+def renew_heads(model: UniversalModel, channels: list[int], window: Tensor) -> None:
+    """Starts the heads of some labels anew, at He's scale and `PRIOR_LOGIT` on such windows (B,1,D,H,W); the others stay.
+
+    For a label whose head has died: one that is below 0 everywhere learns nothing.
+    """
+    training = model.training
+    rows = model.text_rows()
+    image_part = functional.linear(model.eval().backbone_outputs(window)[1], model.image_weight()).mean(0)
+    model.train(training)
+    fresh = torch.randn(len(channels), sum(HEAD_SIZES), device=rows.device) * FRESH_STD
+    fresh[:, sum(HEAD_SIZES[:3]) :] = 0.0
+    fresh[:, -1] = PRIOR_LOGIT
+    rows[channels] = fresh - image_part
+    _solve_text_branch(model, rows.double())
 
 
 @torch.no_grad()
@@ -122,16 +153,23 @@ def _fill(model: UniversalModel, named: dict[str, Tensor], bundle: str) -> None:
 def _restore_text_branch(model: UniversalModel, head: dict[str, Tensor], bundle: str) -> None:
     """A controller whose text part gives the rows K of the bundle on the model's own text features, in float64."""
     rows, image_part = head["K"].double(), head["W_image"]
+    if len(rows) != len(model.text_embedding) or image_part.shape != model.image_weight().shape:
+        raise WarmStartError(
+            f"The head of {bundle} is for {len(rows)} labels; the network has {len(model.text_embedding)}."
+        )
     with torch.no_grad():
-        text = model.text_embedding
-        if model.text_to_vision is not None:
-            text = torch.relu(model.text_to_vision(text))
-        if len(rows) != len(text) or image_part.shape != model.image_weight().shape:
-            raise WarmStartError(f"The head of {bundle} is for {len(rows)} labels; the network has {len(text)}.")
-        affine = torch.cat([text.double(), torch.ones(len(text), 1, dtype=torch.float64)], dim=1)
-        solution = (torch.linalg.pinv(affine) @ rows).T
-        if not torch.allclose(affine @ solution.T, rows, atol=1e-6):
-            raise WarmStartError("The text features do not tell the labels apart; give those that the bundle names.")
+        _solve_text_branch(model, rows.to(model.text_embedding.device))
         model.controller.weight[:, :EMBEDDING_CHANNELS] = image_part
-        model.controller.weight[:, EMBEDDING_CHANNELS:] = solution[:, :-1].float()
-        model.controller.bias[:] = solution[:, -1].float()
+
+
+def _solve_text_branch(model: UniversalModel, rows: Tensor) -> None:
+    """Gives the controller the smallest text part whose rows are these (C,153), float64."""
+    text = model.text_embedding
+    if model.text_to_vision is not None:
+        text = torch.relu(model.text_to_vision(text))
+    affine = torch.cat([text.double(), torch.ones(len(text), 1, dtype=torch.float64, device=text.device)], dim=1)
+    solution = (torch.linalg.pinv(affine) @ rows).T
+    if not torch.allclose(affine @ solution.T, rows, atol=1e-6):
+        raise WarmStartError("The text features do not tell the labels apart; give those that the bundle names.")
+    model.controller.weight[:, EMBEDDING_CHANNELS:] = solution[:, :-1].float()
+    model.controller.bias[:] = solution[:, -1].float()
