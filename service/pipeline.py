@@ -10,8 +10,8 @@ from service.admission import admit
 from service.imaging.limits import ReadLimits
 from service.imaging.study import read_study, read_volume, select_ct_series
 from service.imaging.volume import Volume
-from service.inference.masks import Masks
 from service.inference.engines import Engine
+from service.inference.masks import Masks
 from service.inference.model import Model
 from service.inference.prediction import predict
 from service.inference.preprocessing import preprocess

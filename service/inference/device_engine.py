@@ -98,7 +98,7 @@ def cuda_engine(
     Raises ImportError and ValueError with the reason why it cannot run here.
     """
     device = _device(CUDA_PROVIDER)
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own signature lacks types
     return DeviceEngine(
         name,
         backbone,
@@ -128,7 +128,7 @@ def tensorrt_engine(
     """
     device = _device(TENSORRT_PROVIDER)
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own signature lacks types
     options = {
         "device_id": str(device.index),
         "user_compute_stream": str(stream.cuda_stream),

@@ -171,7 +171,7 @@ class _Gatherer:
         first = 0
         for is_kept, is_inside in zip(kept.cpu().numpy(), inside.permute(2, 0, 1).cpu().numpy(), strict=True):
             numbers = np.where(is_inside, np.int32(_INSIDE_BLOCK), np.int32(_FORGOTTEN_BLOCK))
-            count = np.count_nonzero(is_kept)
+            count = int(np.count_nonzero(is_kept))
             numbers[is_kept] = np.arange(count)
             self._layers.append(Layer(numbers, blocks[first : first + count]))
             first += count
@@ -180,7 +180,7 @@ class _Gatherer:
 def _blocks(values: Tensor) -> Tensor:
     """(X, Y, Z), all multiples of E, seen as (X/E, E, Y/E, E, Z/E, E)."""
     x, y, z = (n // BLOCK_EDGE for n in values.shape)
-    return values.unflatten(2, (z, BLOCK_EDGE)).unflatten(1, (y, BLOCK_EDGE)).unflatten(0, (x, BLOCK_EDGE))
+    return values.view(x, BLOCK_EDGE, y, BLOCK_EDGE, z, BLOCK_EDGE)
 
 
 def _beside(blocks: Tensor) -> Tensor:

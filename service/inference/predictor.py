@@ -65,9 +65,9 @@ class Predictor:
         return type(self)(self.bundle, self.engine, labels, postprocessing)
 
     def __call__(self, windows: Tensor) -> Tensor:
-        """Logits (B, C, D/s, H/s, W/s) of normalised windows (B, D, H, W), both float32 on `device`; C follows `labels`.
+        """Logits (B, C, D/s, H/s, W/s) of normalised windows (B, D, H, W); C follows `labels`.
 
-        Raises EngineUnavailable when the engine fails, or when its answer is not finite; InsufficientDeviceMemory when
+        Both are float32 on `device`. Raises EngineUnavailable when the engine fails, or when its answer is not finite; InsufficientDeviceMemory when
         the device has no memory left.
         """
         with typed_failures(self.engine.name, self.device):

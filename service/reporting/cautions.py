@@ -1,7 +1,7 @@
 """Warnings: what a reader should know before trusting a number.
 
-Everything here but the notices follows from the measurements and the bundle's data (kinds, hosts, codes, laterality): no organ is
-named.
+Everything here follows from the measurements and the bundle's data (kinds, hosts, codes, laterality): no organ is
+named. Before these come the notices of reading and inference.
 
     nothing-found               not one voxel of any label
     organ-cut-by-field-of-view  the organ goes on outside the scan; its volume is a lower bound
