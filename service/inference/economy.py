@@ -18,7 +18,7 @@ class Economy:
         self.notices: tuple[Notice, ...] = ()
 
     def tighten(self) -> bool:
-        """The next step: half the windows at once, and from one window on blending on the host. False: there is none."""
+        """The next step: half the windows at once, then blending on the host. False when there is none left."""
         if self.batch_size > 1:
             self.batch_size //= 2
             self._note(f"the network took {self.batch_size} windows at a time")

@@ -67,8 +67,8 @@ class Predictor:
     def __call__(self, windows: Tensor) -> Tensor:
         """Logits (B, C, D/s, H/s, W/s) of normalised windows (B, D, H, W); C follows `labels`.
 
-        Both are float32 on `device`. Raises EngineUnavailable when the engine fails, or when its answer is not finite; InsufficientDeviceMemory when
-        the device has no memory left.
+        Both are float32 on `device`. Raises EngineUnavailable when the engine fails, or when its answer is not finite;
+        InsufficientDeviceMemory when the device has no memory left.
         """
         with typed_failures(self.engine.name, self.device):
             logits = self._logits(windows)
