@@ -128,11 +128,11 @@ class _Gatherer:
 
     def add(self, start: int, values: Tensor) -> None:
         """Planes (X, Y, planes) from z = `start` on."""
-        found = _box_above(values, self._cut)
-        if found is not None:
-            self._above = _around(self._above, (found[0], found[1], _moved(found[2], start)))
         x, y, _ = values.shape
         padded = pad(values, (0, 0, 0, -y % BLOCK_EDGE, 0, -x % BLOCK_EDGE), value=float(FORGOTTEN))
+        found = _box_above(padded, self._cut)
+        if found is not None:
+            self._above = _around(self._above, (found[0], found[1], _moved(found[2], start)))
         self._pending = _on_top(self._pending, padded)
         self._decide()
 
@@ -145,7 +145,8 @@ class _Gatherer:
     def _decide(self, *, last: bool = False) -> None:
         layers = self._pending.shape[2] // BLOCK_EDGE
         below = min(len(self._layers), 1)
-        by_block = _blocks(self._pending[:, :, : layers * BLOCK_EDGE])
+        whole = self._pending[:, :, : layers * BLOCK_EDGE].contiguous()
+        by_block = _blocks(whole)
         known = self._some_above.shape[-1] - below if self._some_above.numel() else 0
         if known < layers:
             new = by_block[:, :, :, :, known:]
@@ -154,20 +155,20 @@ class _Gatherer:
         decided = layers if last else layers - 1
         if decided < 1:
             return
-        self._keep(by_block[:, :, :, :, :decided], below)
+        self._keep(whole, decided, below)
         self._pending = self._pending[:, :, decided * BLOCK_EDGE :].clone()
         self._some_above = self._some_above[:, :, below + decided - 1 :]
         self._all_above = self._all_above[:, :, below + decided - 1 :]
 
-    def _keep(self, by_block: Tensor, below: int) -> None:
-        """What becomes of the blocks (X/E, E, Y/E, E, layers, E) of the lowest layers that are not decided on."""
-        here = slice(below, below + by_block.shape[4])
+    def _keep(self, pending: Tensor, layers: int, below: int) -> None:
+        """What becomes of the lowest layers of blocks of what is pending; `below` are known that are decided on."""
+        here = slice(below, below + layers)
         near = _beside(self._some_above)[:, :, here]
         inside = ~_beside(~self._all_above)[:, :, here]
         if self._keeps_inside:
             inside = torch.zeros_like(inside)
         kept = (near & ~inside).permute(2, 0, 1)
-        blocks: Float32 = by_block.permute(4, 0, 2, 1, 3, 5)[kept].cpu().numpy()
+        blocks: Float32 = _take(pending, kept).cpu().numpy()
         first = 0
         for is_kept, is_inside in zip(kept.cpu().numpy(), inside.permute(2, 0, 1).cpu().numpy(), strict=True):
             numbers = np.where(is_inside, np.int32(_INSIDE_BLOCK), np.int32(_FORGOTTEN_BLOCK))
@@ -181,6 +182,19 @@ def _blocks(values: Tensor) -> Tensor:
     """(X, Y, Z), all multiples of E, seen as (X/E, E, Y/E, E, Z/E, E)."""
     x, y, z = (n // BLOCK_EDGE for n in values.shape)
     return values.view(x, BLOCK_EDGE, y, BLOCK_EDGE, z, BLOCK_EDGE)
+
+
+def _take(values: Tensor, which: Tensor) -> Tensor:
+    """The blocks (n, E, E, E) of values (X, Y, Z) that are true in `which` (layers, X/E, Y/E), in its order.
+
+    Row by row along z, which is several times faster than an index into a view of blocks.
+    """
+    _, y, z = (n // BLOCK_EDGE for n in values.shape)
+    layer, i, j = which.nonzero(as_tuple=True)
+    edge = torch.arange(BLOCK_EDGE, device=values.device)
+    rows = (i[:, None, None] * BLOCK_EDGE + edge[:, None]) * (y * BLOCK_EDGE) + j[:, None, None] * BLOCK_EDGE + edge
+    rows = rows * z + layer[:, None, None]
+    return values.view(-1, BLOCK_EDGE).index_select(0, rows.flatten()).view(-1, BLOCK_EDGE, BLOCK_EDGE, BLOCK_EDGE)
 
 
 def _beside(blocks: Tensor) -> Tensor:
