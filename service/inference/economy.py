@@ -21,7 +21,7 @@ class Economy:
         """The next step: half the windows at once, then blending on the host. False when there is none left."""
         if self.batch_size > 1:
             self.batch_size //= 2
-            self._note(f"the network took {self.batch_size} windows at a time")
+            self._note(f"windows went through the network {self.batch_size} at a time")
         elif self.accumulates_on.type != "cpu":
             self.accumulates_on = torch.device("cpu")
             self._note("logits were blended in the memory of the host")
