@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from service.errors import EngineUnavailable
 from service.inference.bundle import default_bundle_path, open_bundle
@@ -29,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = open_bundle(arguments.bundle or default_bundle_path())
     size = bundle.manifest.sliding_window.roi_size
-    window = np.random.default_rng(0).uniform(-1, 1, (1, *size)).astype(np.float32)
+    window = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, *size)).astype(np.float32))
     print(
         f"{bundle.manifest.name}-{bundle.manifest.version}, window {'x'.join(map(str, size))}, "
         f"{len(bundle.manifest.labels)} labels, best of {REPETITIONS}"
@@ -48,7 +49,7 @@ def main() -> None:
             logits = predictor(window)
             seconds.append(time.perf_counter() - start)
         reference = logits if reference is None else reference
-        error = np.abs(logits - reference).max() / np.abs(reference).max()
+        error = float((logits - reference).abs().max() / reference.abs().max())
         print(f"{name:12s} {min(seconds):.3f} s   difference from the first engine {error:.1e}")
     print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 

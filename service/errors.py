@@ -28,6 +28,7 @@
     │   └── IllegalTransition         illegal-transition
     └── ServiceError                  the service's own trouble: try again or tell the operator
         ├── EngineUnavailable         engine-unavailable
+        │   └── InsufficientDeviceMemory  insufficient-device-memory
         ├── InsufficientMemory        insufficient-memory
         ├── StorageUnavailable        storage-unavailable
         ├── JobCanceled               job-canceled
@@ -275,6 +276,13 @@ class EngineUnavailable(ServiceError):
 
     code = "engine-unavailable"
     title = "No inference engine available"
+
+
+class InsufficientDeviceMemory(EngineUnavailable):
+    """The GPU has too little memory for the scan, and no engine of the CPU can run the bundle."""
+
+    code = "insufficient-device-memory"
+    title = "Not enough memory on the GPU"
 
 
 class InsufficientMemory(ServiceError):

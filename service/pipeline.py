@@ -10,11 +10,12 @@ from service.admission import admit
 from service.imaging.limits import ReadLimits
 from service.imaging.study import read_study, read_volume, select_ct_series
 from service.imaging.volume import Volume
+from service.inference.engines import Engine
 from service.inference.masks import Masks
 from service.inference.model import Model
+from service.inference.prediction import predict
 from service.inference.preprocessing import preprocess
 from service.inference.restoration import restore_masks
-from service.inference.sliding_window import predict_windows
 from service.progress import Progress, Stage, no_progress
 from service.reporting.artifacts import write_artifacts
 from service.reporting.findings import measure
@@ -52,29 +53,30 @@ def segment_study(
 
     watch(Stage.PREPROCESSING, 0.0)
     windows = manifest.sliding_window.with_overlap(request.window_overlap)
-    logits = predict_windows(preprocess(volume, manifest.preprocessing), predictor, windows, watch)
+    prediction = predict(preprocess(volume, manifest.preprocessing), model, predictor, windows, watch)
+    engine, notices = prediction.engine, prediction.notices
     masks = restore_masks(
-        logits,
+        prediction.logits,
         labels,
         onto=volume.geometry,
         mask_interpolation=manifest.mask_interpolation_with(request.postprocessing),
         postprocessing=request.postprocessing,
         progress=watch,
     )
-    del logits  # nothing below needs them, and they are as large as the masks
-    findings = measure(volume, masks, _provenance(volume, masks, model, request), watch)
+    del prediction  # nothing below needs its logits, and they are as large as the masks
+    findings = measure(volume, masks, _provenance(volume, masks, model, engine, request), watch, notices)
     findings = _with_timings(findings, watch)
     write_artifacts(out_dir, volume, masks, findings, watch)
     return findings
 
 
-def _provenance(volume: Volume, masks: Masks, model: Model, request: SegmentationRequest) -> Provenance:
+def _provenance(volume: Volume, masks: Masks, model: Model, engine: Engine, request: SegmentationRequest) -> Provenance:
     manifest = model.bundle.manifest
     return Provenance(
         bundle=BundleReference(name=manifest.name, version=manifest.version, sha256=model.bundle.sha256),
         software_version=version("viscera"),
-        engine=model.predictor.engine.name,
-        precision=model.predictor.engine.precision,
+        engine=engine.name,
+        precision=engine.precision,
         settings=request.model_dump(mode="json"),
         input_sha256=volume.input_sha256,
         mask_sha256=masks.sha256,

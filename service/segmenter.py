@@ -65,6 +65,7 @@ class WarmSegmenter:
                     engine=self._settings.engine,
                     precision=self._settings.precision,
                     threads=self._settings.threads,
+                    engine_cache=self._settings.engine_cache_dir,
                 )
                 self._loaded = (entry, model)
                 log.info("model.ready", model=entry.id, sha256=entry.sha256)

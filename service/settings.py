@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from platformdirs import user_data_path
+from platformdirs import user_cache_path, user_data_path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -45,8 +45,13 @@ class Settings(BaseSettings):
         description="Model used when a request names none, loaded at start; unset: the one that "
         "`viscera models default` chose, or viscera-compact.",
     )
-    engine: Literal["auto", "openvino", "onnxruntime"] = Field(
-        default="auto", description="Inference engine; auto takes OpenVINO where it is installed."
+    engine: Literal["auto", "cuda", "tensorrt", "openvino", "onnxruntime"] = Field(
+        default="auto",
+        description="Inference engine; auto takes a GPU where there is one, and OpenVINO where that is installed.",
+    )
+    engine_cache_dir: Path = Field(
+        default_factory=lambda: user_cache_path("viscera") / "tensorrt",
+        description="Folder for what TensorRT compiles, in minutes and for one kind of GPU.",
     )
     precision: str = Field(default="fp32", description="Precision of the backbone, one of those that the models offer.")
     threads: int | None = Field(

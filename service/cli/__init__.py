@@ -111,7 +111,7 @@ def segment_command(
     mode: ModeOption = Mode.ACCURATE,
     overlap: OverlapOption = None,
     postprocessing: PostProcessingOption = PostProcessing.VISCERA,
-    engine: Annotated[str | None, typer.Option(help="auto, openvino or onnxruntime.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, cuda, tensorrt, openvino or onnxruntime.")] = None,
     precision: Annotated[str | None, typer.Option(help="A precision that the bundle offers: fp32, fp16, bf16.")] = None,
 ) -> int:
     """Segment studies here and now, without a service."""

@@ -67,6 +67,7 @@ def _looks(settings: Settings) -> tuple[Callable[[], Iterator[Check]], ...]:
         check_python,
         check_packages,
         check_engines,
+        lambda: check_gpu(settings),
         check_decoders,
         lambda: check_data_folder(settings),
         lambda: check_database(settings),
@@ -102,6 +103,33 @@ def check_engines() -> Iterator[Check]:
         yield Check("engines", Verdict.OK, "; ".join(found))
     else:
         yield Check("engines", Verdict.MISSING, "none", "pip install 'viscera[cpu]', or 'viscera[gpu]' with CUDA.")
+
+
+def check_gpu(settings: Settings) -> Iterator[Check]:
+    """Whether the default model can run on a GPU, and why not; needed only where the settings ask for it."""
+    try:
+        from service.inference.bundle import open_bundle
+        from service.inference.engines import GPU_ENGINES, EngineName, open_engine
+
+        bundle = open_bundle(Catalog.from_settings(settings).find().path)
+    except (VisceraError, ImportError):
+        return  # the default model's own check says it
+    asked = [EngineName(settings.engine)] if settings.engine in GPU_ENGINES else [EngineName.CUDA]
+    for name in asked:
+        try:
+            open_engine(
+                bundle,
+                name,
+                precision=settings.precision,
+                threads=settings.threads,
+                cache=settings.engine_cache_dir,
+            )
+        except VisceraError as error:
+            needed = settings.engine == name
+            remedy = "Mend it, or set VISCERA_ENGINE to auto." if needed else ""
+            yield Check("gpu", Verdict.MISSING if needed else Verdict.NOTE, error.detail, remedy)
+        else:
+            yield Check("gpu", Verdict.OK, f"{name} runs {bundle.manifest.name} in {settings.precision}")
 
 
 def _openvino() -> Iterator[str]:
@@ -189,7 +217,13 @@ def check_default_model(settings: Settings) -> Iterator[Check]:
         from service.inference.model import load_bundle
 
         entry = Catalog.from_settings(settings).find()
-        model = load_bundle(entry.path, engine=settings.engine, precision=settings.precision, threads=settings.threads)
+        model = load_bundle(
+            entry.path,
+            engine=settings.engine,
+            precision=settings.precision,
+            threads=settings.threads,
+            engine_cache=settings.engine_cache_dir,
+        )
     except VisceraError as error:
         remedy = "Install the bundle again, or set VISCERA_BUNDLES_DIR and VISCERA_DEFAULT_MODEL."
         yield Check("default model", Verdict.MISSING, f"{error.title}: {error.detail}", remedy)

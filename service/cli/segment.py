@@ -39,6 +39,7 @@ def segment(
         engine=settings.engine,
         precision=precision or settings.precision,
         threads=settings.threads,
+        engine_cache=settings.engine_cache_dir,
     )
     model.bundle.labels_for(request.targets)
     status = 0

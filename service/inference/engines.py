@@ -3,16 +3,22 @@
 Each engine gets the verified bytes of the ONNX file, never a path.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from platformdirs import user_cache_path
+from torch import Tensor
 
 from service.errors import EngineUnavailable, PrecisionNotOffered
 from service.imaging.geometry import Shape
 from service.inference.bundle import Bundle
+from service.inference.device_engine import cuda_engine, tensorrt_engine
+from service.inference.failures import first_line, typed_failures
 from service.inference.manifest import Precision
 
 Float32 = NDArray[np.float32]
@@ -22,9 +28,17 @@ DEFAULT_PRECISION = "fp32"
 class EngineName(StrEnum):
     """The engines a caller may ask for."""
 
-    AUTO = "auto"  #: the first that the precision is offered for and that is installed: openvino, then onnxruntime
+    AUTO = "auto"  #: the first that the precision is offered for and that runs here: cuda, openvino, onnxruntime
+    CUDA = "cuda"  #: onnxruntime on a GPU
+    TENSORRT = "tensorrt"  #: TensorRT through onnxruntime on a GPU; compiles for minutes, once
     OPENVINO = "openvino"  #: OpenVINO on the CPU
     ONNXRUNTIME = "onnxruntime"  #: onnxruntime on the CPU
+
+
+CPU_ENGINES = (EngineName.OPENVINO, EngineName.ONNXRUNTIME)
+GPU_ENGINES = (EngineName.CUDA, EngineName.TENSORRT)
+AUTO_ENGINES = (EngineName.CUDA, *CPU_ENGINES)
+"""What `auto` tries, in this order."""
 
 
 class Engine(Protocol):
@@ -32,11 +46,14 @@ class Engine(Protocol):
 
     name: str
     precision: str  #: which of the bundle's precisions it runs
+    device: torch.device  #: where windows and features lie
+    batch_size: int  #: how many windows it takes at once to run well
 
-    def run(self, windows: Float32) -> tuple[Float32, Float32]:
+    def run(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, 8, D/s, H/s, W/s) and pooled features (B, 256) of normalised windows (B, 1, D, H, W).
 
-        Raises EngineUnavailable when the engine fails on them.
+        All are float32 on `device`. Raises EngineUnavailable when the engine fails on them, InsufficientDeviceMemory
+        when the device has no memory left.
         """
 
 
@@ -50,6 +67,8 @@ class OpenVINOEngine:
     """
 
     name = EngineName.OPENVINO.value
+    device = torch.device("cpu")
+    batch_size = 1
 
     def __init__(self, backbone: bytes, precision: Precision, window: Shape, threads: int | None = None) -> None:
         """Compile the network for windows of this size. `threads` None leaves the number to OpenVINO.
@@ -81,13 +100,16 @@ class OpenVINOEngine:
         self._window = window
         self._compiled = {window: compile_for(window)}
 
-    def run(self, windows: Float32) -> tuple[Float32, Float32]:
+    def run(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """See Engine.run."""
-        with _typed_failures(self.name):
+        with typed_failures(self.name, self.device):
             x, y, z = windows.shape[2:]
             compiled = self._compiled_for((x, y, z))
-            results = [compiled({"window": window[None]}) for window in windows]
-            features, pooled = (np.concatenate([result[name] for result in results]) for name in ("features", "pooled"))
+            results = [compiled({"window": window[None]}) for window in windows.numpy()]
+            features, pooled = (
+                torch.from_numpy(np.concatenate([result[name] for result in results]))
+                for name in ("features", "pooled")
+            )
             return features, pooled
 
     def _compiled_for(self, size: Shape) -> _Compiled:
@@ -101,6 +123,8 @@ class OnnxRuntimeEngine:
     """onnxruntime on the CPU: slower than OpenVINO, and available on more machines."""
 
     name = EngineName.ONNXRUNTIME.value
+    device = torch.device("cpu")
+    batch_size = 1
 
     def __init__(self, backbone: bytes, precision: Precision, window: Shape, threads: int | None = None) -> None:
         """Read the network; it takes windows of any size. `threads` None leaves the number to onnxruntime.
@@ -117,25 +141,25 @@ class OnnxRuntimeEngine:
             options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(backbone, options, providers=["CPUExecutionProvider"])
 
-    def run(self, windows: Float32) -> tuple[Float32, Float32]:
+    def run(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """See Engine.run."""
-        with _typed_failures(self.name):
-            features, pooled = self._session.run(["features", "pooled"], {"window": windows})
-            return features, pooled
-
-
-_ENGINES: dict[
-    EngineName, Callable[[bytes, Precision, Shape, int | None], Engine]
-] = {  # in the order that `auto` tries
-    EngineName.OPENVINO: OpenVINOEngine,
-    EngineName.ONNXRUNTIME: OnnxRuntimeEngine,
-}
+        with typed_failures(self.name, self.device):
+            features, pooled = self._session.run(["features", "pooled"], {"window": windows.numpy()})
+            return torch.from_numpy(features), torch.from_numpy(pooled)
 
 
 def open_engine(
-    bundle: Bundle, name: str = EngineName.AUTO, *, precision: str = DEFAULT_PRECISION, threads: int | None = None
+    bundle: Bundle,
+    name: str = EngineName.AUTO,
+    *,
+    precision: str = DEFAULT_PRECISION,
+    threads: int | None = None,
+    cache: Path | None = None,
+    auto: Collection[EngineName] = AUTO_ENGINES,
 ) -> Engine:
     """An engine for the bundle's backbone of that precision; with `auto` the first that the bundle offers it for.
+
+    `cache` is the folder for what TensorRT compiles, by default in the user's cache; `auto` is what `auto` tries.
 
     Raises PrecisionNotOffered when the bundle lacks the precision, or offers it for other engines only.
     EngineUnavailable when the engine, or with `auto` every one that it is offered for, is unknown, not installed, or
@@ -144,7 +168,8 @@ def open_engine(
     if name not in list(EngineName):
         raise EngineUnavailable(f"There is no engine {name}; choose {', '.join(EngineName)}.")
     chosen = bundle.precision(precision)
-    candidates = [engine for engine in _ENGINES if name in (EngineName.AUTO, engine) and engine in chosen.engines]
+    asked = auto if name == EngineName.AUTO else (EngineName(name),)
+    candidates = [engine for engine in asked if is_offered(chosen, engine)]
     if not candidates:
         raise PrecisionNotOffered(
             f"{bundle.manifest.name} does not offer {precision} for {name}; it offers {bundle.offer}."
@@ -152,29 +177,36 @@ def open_engine(
     reasons: list[str] = []
     for candidate in candidates:
         try:
-            return _ENGINES[candidate](
-                bundle.backbone(chosen), chosen, bundle.manifest.sliding_window.roi_size, threads
-            )
+            return _open(candidate, bundle, chosen, threads, cache)
         except ImportError:
-            reasons.append(f"{candidate} is not installed (pip install 'viscera[cpu]')")
+            extra = "gpu" if candidate in GPU_ENGINES else "cpu"
+            reasons.append(f"{candidate} is not installed (pip install 'viscera[{extra}]')")
         except Exception as error:  # noqa: BLE001  # the engines publish no common exception type
-            reasons.append(f"{candidate} cannot run {precision} ({_first_line(error)})")
+            reasons.append(f"{candidate} cannot run {precision} ({first_line(error)})")
     raise EngineUnavailable(f"{'; '.join(reasons)}. {bundle.manifest.name} offers {bundle.offer}.")
 
 
-class _typed_failures:  # noqa: N801  # reads as the statement that it is
-    """Turns whatever an engine raises into EngineUnavailable."""
+def is_offered(precision: Precision, engine: EngineName) -> bool:
+    """Whether the engine may run the precision: where onnxruntime may on the CPU, it may on a GPU.
 
-    def __init__(self, engine: str) -> None:
-        self._engine = engine
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
-            raise EngineUnavailable(f"{self._engine} failed on a window: {_first_line(error)}") from error
+    A bundle is measured on engines of the CPU. What a GPU makes of it, the self-test tells.
+    """
+    if engine in GPU_ENGINES:
+        return precision.hint is None and EngineName.ONNXRUNTIME in precision.engines
+    return engine in precision.engines
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _open(name: EngineName, bundle: Bundle, precision: Precision, threads: int | None, cache: Path | None) -> Engine:
+    """That engine; raises whatever keeps it from running here."""
+    backbone, window = bundle.backbone(precision), bundle.manifest.sliding_window.roi_size
+    outputs = bundle.manifest.backbone
+    match name:
+        case EngineName.CUDA:
+            return cuda_engine(name.value, backbone, precision, outputs, window, threads)
+        case EngineName.TENSORRT:
+            cache = cache or user_cache_path("viscera") / "tensorrt"
+            return tensorrt_engine(name.value, backbone, precision, outputs, window, threads, cache=cache)
+        case EngineName.OPENVINO:
+            return OpenVINOEngine(backbone, precision, window, threads)
+        case _:
+            return OnnxRuntimeEngine(backbone, precision, window, threads)

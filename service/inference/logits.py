@@ -5,6 +5,8 @@ grid beyond its mask. So of every slab that leaves the sliding windows those blo
 the label's threshold, and the rest is forgotten; deep inside an organ it is enough to know that one is inside. The
 masks are those that all logits would give.
 
+What is kept is found where the slabs are, on a GPU or not; only that goes to the memory of the host.
+
 Legend: C labels, X Y Z the feature grid, which has one voxel for `stride` voxels of the model grid along each axis;
 E the edge of a block.
 """
@@ -13,10 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter, minimum_filter
+from torch import Tensor
+from torch.nn.functional import max_pool3d, pad
 
-from service.inference.grid import Box, ModelGrid, bounding_box, box_shape, relative
+from service.inference.grid import Box, ModelGrid, box_shape, relative
 from service.inference.manifest import Label
 
 Float32 = NDArray[np.float32]
@@ -36,10 +40,10 @@ _FORGOTTEN_BLOCK, _INSIDE_BLOCK = -1, -2
 
 @dataclass(frozen=True, eq=False)
 class Slab:
-    """Finished logits of the planes from z = `start` on: float32 (C, X, Y, planes)."""
+    """Finished logits of the planes from z = `start` on: float32 (C, X, Y, planes), on any device."""
 
     start: int
-    values: Float32
+    values: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,59 +115,107 @@ class _Gatherer:
     """Takes one label's planes from z = 0 up, and decides on a layer of blocks as soon as the next one is there."""
 
     def __init__(self, label: Label) -> None:
-        self._cut = logit(label.threshold)
+        self._cut = float(logit(label.threshold))
         # Of a lesion every probability is looked at, of an organ only those near its surface.
         self._keeps_inside = label.kind.is_lesion
-        self._pending: Float32 | None = None  # (X, Y, planes), X and Y filled up to whole blocks; not yet decided on
-        self._some_above: list[NDArray[np.bool_]] = []  # of every layer: which blocks have a voxel above the threshold
-        self._all_above: list[NDArray[np.bool_]] = []
+        self._pending = torch.empty(0)  # (X, Y, planes), X and Y filled up to whole blocks; not yet decided on
+        # Of the pending layers, and of the one below them: which blocks (X/E, Y/E, layers) have a voxel above the
+        # threshold, and which have no other.
+        self._some_above = torch.empty(0)
+        self._all_above = torch.empty(0)
         self._layers: list[Layer] = []
         self._above: Box | None = None
 
-    def add(self, start: int, values: Float32) -> None:
+    def add(self, start: int, values: Tensor) -> None:
         """Planes (X, Y, planes) from z = `start` on."""
-        found = bounding_box(values > self._cut)
+        x, y, _ = values.shape
+        padded = pad(values, (0, 0, 0, -y % BLOCK_EDGE, 0, -x % BLOCK_EDGE), value=float(FORGOTTEN))
+        found = _box_above(padded, self._cut)
         if found is not None:
             self._above = _around(self._above, (found[0], found[1], _moved(found[2], start)))
-        padded = np.pad(values, [(0, -n % BLOCK_EDGE) for n in values.shape[:2]] + [(0, 0)], constant_values=FORGOTTEN)
-        self._pending = padded if self._pending is None else np.concatenate([self._pending, padded], axis=2)
+        self._pending = _on_top(self._pending, padded)
         self._decide()
 
     def finish(self) -> LabelLogits:
         """What was kept, after the last plane."""
-        assert self._pending is not None
-        rest = -self._pending.shape[2] % BLOCK_EDGE
-        self._pending = np.pad(self._pending, [(0, 0), (0, 0), (0, rest)], constant_values=FORGOTTEN)
+        self._pending = pad(self._pending, (0, -self._pending.shape[2] % BLOCK_EDGE), value=float(FORGOTTEN))
         self._decide(last=True)
         return LabelLogits(tuple(self._layers), self._above)
 
     def _decide(self, *, last: bool = False) -> None:
-        assert self._pending is not None
         layers = self._pending.shape[2] // BLOCK_EDGE
-        x, y = (n // BLOCK_EDGE for n in self._pending.shape[:2])
-        whole = self._pending[:, :, : layers * BLOCK_EDGE]
-        by_block = whole.reshape(x, BLOCK_EDGE, y, BLOCK_EDGE, layers, BLOCK_EDGE).transpose(4, 0, 2, 1, 3, 5)
-        for layer in by_block[len(self._some_above) - len(self._layers) :]:
-            above = layer > self._cut
-            self._some_above.append(above.any(axis=(2, 3, 4)))
-            self._all_above.append(above.all(axis=(2, 3, 4)))
-        decided = layers if last else max(layers - 1, 0)
-        for layer in by_block[:decided]:
-            self._keep(layer)
-        self._pending = self._pending[:, :, decided * BLOCK_EDGE :].copy()
+        below = min(len(self._layers), 1)
+        whole = self._pending[:, :, : layers * BLOCK_EDGE].contiguous()
+        by_block = _blocks(whole)
+        known = self._some_above.shape[-1] - below if self._some_above.numel() else 0
+        if known < layers:
+            new = by_block[:, :, :, :, known:]
+            self._some_above = _on_top(self._some_above, new.amax(1).amax(2).amax(3) > self._cut)
+            self._all_above = _on_top(self._all_above, new.amin(1).amin(2).amin(3) > self._cut)
+        decided = layers if last else layers - 1
+        if decided < 1:
+            return
+        self._keep(whole, decided, below)
+        self._pending = self._pending[:, :, decided * BLOCK_EDGE :].clone()
+        self._some_above = self._some_above[:, :, below + decided - 1 :]
+        self._all_above = self._all_above[:, :, below + decided - 1 :]
 
-    def _keep(self, layer: Float32) -> None:
-        """What becomes of the blocks (X/E, Y/E, E, E, E) of the lowest layer that is not decided on."""
-        here = len(self._layers)
-        neighbours = slice(max(here - 1, 0), here + 2)
-        near = maximum_filter(np.any(self._some_above[neighbours], axis=0), size=3, mode="constant", cval=False)
-        inside = minimum_filter(np.all(self._all_above[neighbours], axis=0), size=3, mode="constant", cval=True)
+    def _keep(self, pending: Tensor, layers: int, below: int) -> None:
+        """What becomes of the lowest layers of blocks of what is pending; `below` are known that are decided on."""
+        here = slice(below, below + layers)
+        near = _beside(self._some_above)[:, :, here]
+        inside = ~_beside(~self._all_above)[:, :, here]
         if self._keeps_inside:
-            inside[:] = False
-        kept = near & ~inside
-        numbers = np.where(inside, np.int32(_INSIDE_BLOCK), np.int32(_FORGOTTEN_BLOCK))
-        numbers[kept] = np.arange(np.count_nonzero(kept))
-        self._layers.append(Layer(numbers, layer[kept]))
+            inside = torch.zeros_like(inside)
+        kept = (near & ~inside).permute(2, 0, 1)
+        blocks: Float32 = _take(pending, kept).cpu().numpy()
+        first = 0
+        for is_kept, is_inside in zip(kept.cpu().numpy(), inside.permute(2, 0, 1).cpu().numpy(), strict=True):
+            numbers = np.where(is_inside, np.int32(_INSIDE_BLOCK), np.int32(_FORGOTTEN_BLOCK))
+            count = int(np.count_nonzero(is_kept))
+            numbers[is_kept] = np.arange(count)
+            self._layers.append(Layer(numbers, blocks[first : first + count]))
+            first += count
+
+
+def _blocks(values: Tensor) -> Tensor:
+    """(X, Y, Z), all multiples of E, seen as (X/E, E, Y/E, E, Z/E, E)."""
+    x, y, z = (n // BLOCK_EDGE for n in values.shape)
+    return values.view(x, BLOCK_EDGE, y, BLOCK_EDGE, z, BLOCK_EDGE)
+
+
+def _take(values: Tensor, which: Tensor) -> Tensor:
+    """The blocks (n, E, E, E) of values (X, Y, Z) that are true in `which` (layers, X/E, Y/E), in its order.
+
+    Row by row along z, which is several times faster than an index into a view of blocks.
+    """
+    _, y, z = (n // BLOCK_EDGE for n in values.shape)
+    layer, i, j = which.nonzero(as_tuple=True)
+    edge = torch.arange(BLOCK_EDGE, device=values.device)
+    rows = (i[:, None, None] * BLOCK_EDGE + edge[:, None]) * (y * BLOCK_EDGE) + j[:, None, None] * BLOCK_EDGE + edge
+    rows = rows * z + layer[:, None, None]
+    return values.view(-1, BLOCK_EDGE).index_select(0, rows.flatten()).view(-1, BLOCK_EDGE, BLOCK_EDGE, BLOCK_EDGE)
+
+
+def _beside(blocks: Tensor) -> Tensor:
+    """The blocks that are true or touch one that is, by a corner at least; bool (X, Y, Z)."""
+    return max_pool3d(blocks[None].float(), kernel_size=3, stride=1, padding=1)[0] > 0
+
+
+def _box_above(values: Tensor, cut: float) -> Box | None:
+    """The smallest box that holds every voxel above the cut; None without any."""
+    over_x, over_y = values.amax(0), values.amax(1)
+    highest = torch.cat([over_y.amax(1), over_x.amax(1), over_x.amax(0)])
+    hits = np.split((highest > cut).cpu().numpy(), np.cumsum(values.shape[:2]))
+    if not hits[0].any():
+        return None
+    x, y, z = (slice(int(hit.argmax()), len(hit) - int(hit[::-1].argmax())) for hit in hits)
+    return x, y, z
+
+
+def _on_top(lower: Tensor, upper: Tensor) -> Tensor:
+    """Both along z, on the device of the upper: the host takes over where a device runs out of memory."""
+    return torch.cat([lower.to(upper.device), upper], dim=2) if lower.numel() else upper
 
 
 def _moved(side: slice, by: int) -> slice:

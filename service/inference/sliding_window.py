@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
+from service.errors import InsufficientDeviceMemory
 from service.imaging.geometry import Shape
+from service.inference.accumulator import Accumulator
+from service.inference.economy import Economy
 from service.inference.logits import Logits, Slab, gather_logits
 from service.inference.manifest import Label, SlidingWindow
 from service.inference.preprocessing import NetworkInput
 from service.progress import Progress, Stage, no_progress
-
-Float32 = NDArray[np.float32]
 
 
 class WindowPredictor(Protocol):
@@ -37,8 +37,16 @@ class WindowPredictor(Protocol):
     def feature_stride(self) -> int:
         """Model voxels per voxel of the logits, along each axis."""
 
-    def __call__(self, windows: Float32) -> Float32:
-        """Logits (B, C, D/s, H/s, W/s) of windows (B, D, H, W)."""
+    @property
+    def device(self) -> torch.device:
+        """Where windows are taken and logits given."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many windows it likes to take at once."""
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        """Logits (B, C, D/s, H/s, W/s) of windows (B, D, H, W), float32 on `device`."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,20 @@ def predict_windows(
     predictor: WindowPredictor,
     sliding_window: SlidingWindow,
     progress: Progress = no_progress,
+    economy: Economy | None = None,
 ) -> Logits:
     """Logits on the feature grid, those near a label. A scan smaller than a window lies in the middle of background.
 
-    `progress` is told after each window and may raise to stop. Raises EngineUnavailable when the engine fails.
+    `progress` is told after each window and may raise to stop. `economy` is what may be taken of the device's memory,
+    and knows afterwards what was; None: as much as the predictor likes.
+
+    Raises EngineUnavailable when the engine fails, InsufficientDeviceMemory when the device is too small in any way.
     """
-    slabs = blended_slabs(network_input, predictor, sliding_window, progress)
-    return gather_logits(slabs, predictor.labels, predictor.feature_stride, network_input.grid)
+    slabs = blended_slabs(network_input, predictor, sliding_window, progress, economy)
+    try:
+        return gather_logits(slabs, predictor.labels, predictor.feature_stride, network_input.grid)
+    except torch.OutOfMemoryError as error:
+        raise InsufficientDeviceMemory(f"The {predictor.device} has too little memory for the scan.") from error
 
 
 def blended_slabs(
@@ -69,11 +84,13 @@ def blended_slabs(
     predictor: WindowPredictor,
     sliding_window: SlidingWindow,
     progress: Progress = no_progress,
+    economy: Economy | None = None,
 ) -> Iterator[Slab]:
     """All logits on the feature grid, from the feet up, each slab as soon as its windows are through.
 
     A slab is a view of the accumulator, gone when the next one is asked for.
     """
+    economy = economy or Economy(predictor.device, predictor.batch_size)
     stride, roi = predictor.feature_stride, sliding_window.roi_size
     axes = [
         _plan_axis(n, edge, sliding_window.overlap, stride)
@@ -81,35 +98,63 @@ def blended_slabs(
     ]
     x, y, z = axes
     weight = importance_map((roi[0] // stride, roi[1] // stride, roi[2] // stride), sliding_window.sigma_scale)
-    open_shape = (x.length // stride, y.length // stride, roi[2] // stride)  # planes that a window may still touch
-    blended = torch.zeros((len(predictor.labels), *open_shape))
-    total_weight = torch.zeros(open_shape)
+    accumulator = Accumulator(len(predictor.labels), (x.length // stride, y.length // stride), weight)
+    answers = _Answers(predictor, economy, network_input.background)
+    scan = torch.from_numpy(network_input.values).to(predictor.device)
 
     columns = list(product(x.starts, y.starts))
     windows = len(columns) * len(z.starts)
-    of_background: torch.Tensor | None = None
     progress(Stage.INFERENCE, 0.0)
     for layer, (height, next_height) in enumerate(pairwise((*z.starts, z.length))):
-        for column, (left, front) in enumerate(columns, 1):
-            window = _cut_window(network_input, (left, front, height), axes, roi)
-            if of_background is not None and _is_background(window, network_input.background):
-                logits = of_background  # nothing but background has one answer, wherever it lies
-            else:
-                logits = torch.from_numpy(predictor(window[None])[0])
-                if _is_background(window, network_input.background):
-                    of_background = logits
-            box = tuple(
-                slice(s // stride, (s + edge) // stride) for s, edge in zip((left, front), roi[:2], strict=True)
-            )
-            blended[(slice(None), *box)].addcmul_(logits, weight)
-            total_weight[box] += weight
-            progress(Stage.INFERENCE, (layer * len(columns) + column) / windows)
+        for first in range(0, len(columns), predictor.batch_size):
+            batch = columns[first : first + predictor.batch_size]
+            cut = [
+                _cut_window(scan, (left, front, height), axes, roi, network_input.background) for left, front in batch
+            ]
+            for column, ((left, front), logits) in enumerate(zip(batch, answers.of(cut), strict=True), first + 1):
+                accumulator.add(logits, (left // stride, front // stride), economy)
+                progress(Stage.INFERENCE, (layer * len(columns) + column) / windows)
         done = (next_height - height) // stride
-        finished = blended[..., :done].div_(total_weight[..., :done])
-        yield from _within_scan(Slab(height // stride, finished.numpy()), axes, network_input.grid.shape, stride)
-        for accumulator in (*blended, total_weight):
-            still_open = accumulator[..., done:].clone()
-            accumulator.zero_()[..., : still_open.shape[-1]] = still_open
+        finished = Slab(height // stride, accumulator.finished(done))
+        yield from _within_scan(finished, axes, network_input.grid.shape, stride)
+        accumulator.forget(done)
+
+
+class _Answers:
+    """The logits of windows, as many at a time as the device has memory for."""
+
+    def __init__(self, predictor: WindowPredictor, economy: Economy, background: float) -> None:
+        self._predictor = predictor
+        self._economy = economy
+        self._background = background
+        self._of_background: Tensor | None = None
+
+    def of(self, windows: list[Tensor]) -> list[Tensor]:
+        """Logits (C, D/s, H/s, W/s) of each window (D, H, W). Nothing but background has one answer, wherever it is."""
+        # Background is the lower end of the clipped range, so one look at the maximum is enough.
+        empty = [bool(window.max() <= self._background) for window in windows]
+        if self._of_background is None and any(empty):
+            self._of_background = self._run([windows[empty.index(True)]])[0]
+        found = iter(self._run([window for window, nothing in zip(windows, empty, strict=True) if not nothing]))
+        return [
+            self._of_background if nothing and self._of_background is not None else next(found) for nothing in empty
+        ]
+
+    def _run(self, windows: list[Tensor]) -> list[Tensor]:
+        logits: list[Tensor] = []
+        while len(logits) < len(windows):
+            answer = self._attempt(windows[len(logits) : len(logits) + self._economy.batch_size])
+            if isinstance(answer, Tensor):
+                logits += answer
+            elif not self._economy.tighten():
+                raise answer
+        return logits
+
+    def _attempt(self, windows: list[Tensor]) -> Tensor | InsufficientDeviceMemory:
+        try:
+            return self._predictor(torch.stack(windows))
+        except InsufficientDeviceMemory as error:
+            return InsufficientDeviceMemory(error.detail)  # the traceback holds what has to be freed
 
 
 def _within_scan(slab: Slab, axes: list[_Axis], shape: Shape, stride: int) -> Iterator[Slab]:
@@ -125,7 +170,7 @@ def _within_scan(slab: Slab, axes: list[_Axis], shape: Shape, stride: int) -> It
         yield Slab(first - z.start, slab.values[:, x, y, planes])
 
 
-def importance_map(shape: tuple[int, int, int], sigma_scale: float) -> torch.Tensor:
+def importance_map(shape: tuple[int, int, int], sigma_scale: float) -> Tensor:
     """Gaussian weights of a window's voxels, float32: 1 at the centre, sigma = sigma_scale * edge, at least 0.001."""
     weight = torch.ones(())
     for n in shape:
@@ -143,19 +188,14 @@ def _plan_axis(n: int, roi: int, overlap: float, stride: int) -> _Axis:
 
 
 def _cut_window(
-    network_input: NetworkInput, start: tuple[int, ...], axes: list[_Axis], roi: tuple[int, int, int]
-) -> Float32:
-    window = np.full(roi, network_input.background, np.float32)
+    scan: Tensor, start: tuple[int, ...], axes: list[_Axis], roi: tuple[int, int, int], background: float
+) -> Tensor:
+    window = scan.new_full(roi, background)
     source: list[slice] = []
     target: list[slice] = []
-    for first, axis, edge, n in zip(start, axes, roi, network_input.grid.shape, strict=True):
+    for first, axis, edge, n in zip(start, axes, roi, scan.shape, strict=True):
         low = first - axis.before
         source.append(slice(max(low, 0), min(low + edge, n)))
         target.append(slice(max(-low, 0), max(-low, 0) + source[-1].stop - source[-1].start))
-    window[tuple(target)] = network_input.values[tuple(source)]
+    window[tuple(target)] = scan[tuple(source)]
     return window
-
-
-def _is_background(window: Float32, background: float) -> bool:
-    # background is the lower end of the clipped range, so one look at the maximum is enough.
-    return bool(window.max() <= np.float32(background))

@@ -1,7 +1,7 @@
 """Warnings: what a reader should know before trusting a number.
 
 Everything here follows from the measurements and the bundle's data (kinds, hosts, codes, laterality): no organ is
-named.
+named. Before these come the notices of reading and inference.
 
     nothing-found               not one voxel of any label
     organ-cut-by-field-of-view  the organ goes on outside the scan; its volume is a lower bound
@@ -16,7 +16,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from service.imaging.volume import Volume
+from service.imaging.volume import Notice, Volume
 from service.inference.manifest import Label
 from service.reporting.regions import Compass
 from service.reporting.schema import FindingsWarning, LesionFinding, OrganFinding
@@ -32,12 +32,15 @@ HOST_SHARE = 0.5
 
 
 def cautions(
-    volume: Volume, labels: Sequence[Label], organs: Sequence[OrganFinding], lesions: Sequence[LesionFinding]
+    notices: Sequence[Notice],
+    volume: Volume,
+    labels: Sequence[Label],
+    organs: Sequence[OrganFinding],
+    lesions: Sequence[LesionFinding],
 ) -> tuple[FindingsWarning, ...]:
-    """All warnings: those of reading first, then those about the findings."""
-    notices = (FindingsWarning(code=notice.code, message=notice.message) for notice in volume.notices)
+    """All warnings: the notices of reading and inference first, then those about the findings."""
     return (
-        *notices,
+        *(FindingsWarning(code=notice.code, message=notice.message) for notice in notices),
         *_about_the_scan(volume, organs, lesions),
         *_about_organs(organs, lesions),
         *_about_pairs(organs),

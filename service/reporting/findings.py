@@ -8,7 +8,7 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from service.imaging.volume import Volume
+from service.imaging.volume import Notice, Volume
 from service.inference.manifest import Code, Label
 from service.inference.masks import Box, LesionProbability, Masks, has_bit
 from service.progress import Progress, Stage, no_progress
@@ -29,11 +29,18 @@ from service.reporting.schema import (
 _SUMMED_VOXELS = 1_000_000
 
 
-def measure(volume: Volume, masks: Masks, provenance: Provenance, progress: Progress = no_progress) -> Findings:
+def measure(
+    volume: Volume,
+    masks: Masks,
+    provenance: Provenance,
+    progress: Progress = no_progress,
+    notices: Sequence[Notice] = (),
+) -> Findings:
     """The findings of one CT.
 
     Organs are whole masks; lesions are the 26-connected components of the tumour and cyst masks. Every number is
-    taken on the source grid from the source HU. `provenance` is passed through as it is.
+    taken on the source grid from the source HU. `provenance` is passed through as it is;
+    `notices` are those of inference, and become warnings as those of the volume do.
 
     Raises:
         ValueError: the masks are not on the volume's grid.
@@ -58,7 +65,7 @@ def measure(volume: Volume, masks: Masks, provenance: Provenance, progress: Prog
         organs=tuple(organs),
         lesion_labels=tuple(summaries),
         lesions=tuple(lesions),
-        warnings=cautions(volume, masks.labels, organs, lesions),
+        warnings=cautions((*volume.notices, *notices), volume, masks.labels, organs, lesions),
         provenance=provenance,
     )
 

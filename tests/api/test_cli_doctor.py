@@ -110,3 +110,18 @@ def test_the_api_process_has_no_numerical_stack():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).parents[2])
+
+
+def test_a_gpu_that_cannot_be_used_is_noted_and_missing_only_where_it_is_asked_for(tiny: Path, settings):
+    settings.setenv("VISCERA_BUNDLES_DIR", f'["{tiny.parent}"]')
+    settings.setenv("VISCERA_DEFAULT_MODEL", "viscera-tiny")
+    settings.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+
+    (noted,) = doctor.check_gpu(Settings())
+    (missing,) = doctor.check_gpu(Settings(engine="tensorrt"))
+
+    assert noted.verdict is doctor.Verdict.NOTE
+    assert "without CUDAExecutionProvider: pip install 'viscera[gpu]'" in noted.detail
+    assert missing.verdict is doctor.Verdict.MISSING
+    assert "without TensorrtExecutionProvider" in missing.detail
+    assert "VISCERA_ENGINE" in missing.remedy

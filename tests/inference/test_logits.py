@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
@@ -39,7 +40,7 @@ def slabs_of(values: Float32, heights: list[int]) -> Iterator[Slab]:
     start, turn = 0, 0
     while start < values.shape[3]:
         stop = start + heights[turn % len(heights)]
-        yield Slab(start, values[..., start:stop])
+        yield Slab(start, torch.from_numpy(values[..., start:stop]))
         start, turn = stop, turn + 1
 
 

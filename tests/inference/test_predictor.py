@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -27,8 +28,8 @@ def random_windows(batch: int) -> Float32:
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_logits_are_what_the_bundle_was_made_to_say(tiny_bundle: Bundle, engine: str) -> None:
     windows = random_windows(2)
-    logits = Predictor(tiny_bundle, open_engine(tiny_bundle, engine, threads=1))(windows)
-    assert logits.dtype == np.float32
+    logits = Predictor(tiny_bundle, open_engine(tiny_bundle, engine, threads=1))(torch.from_numpy(windows))
+    assert logits.dtype == torch.float32
     np.testing.assert_allclose(logits, expected_logits(windows[:, None]), atol=1e-3)
 
 
@@ -40,14 +41,14 @@ def test_each_window_has_its_own_parameters(tiny_bundle: Bundle) -> None:
     windows = random_windows(2)
     windows[1] += 0.5
 
-    logits = Predictor(bundle, open_engine(bundle, "onnxruntime", threads=1))(windows)
+    logits = Predictor(bundle, open_engine(bundle, "onnxruntime", threads=1))(torch.from_numpy(windows))
 
     expected = expected_logits(windows[:, None]) + windows.mean(axis=(1, 2, 3)).reshape(2, 1, 1, 1, 1)
     np.testing.assert_allclose(logits, expected, atol=1e-3)
 
 
 def test_a_subset_of_labels_is_a_subset_of_the_rows(tiny_model: Model) -> None:
-    windows = random_windows(1)
+    windows = torch.from_numpy(random_windows(1))
     subset = tiny_model.predictor.for_labels(tiny_model.bundle.labels_for(["lung", "bone"]))
     assert [label.name for label in subset.labels] == ["bone", "lung"]
     np.testing.assert_array_equal(subset(windows), tiny_model.predictor(windows)[:, [1, 2]])
@@ -65,7 +66,7 @@ def test_logits_of_given_windows(tiny_model: Model) -> None:
     logits = tiny_model.logits(windows)
     assert logits.shape == (2, 4, 16, 16, 8)
     np.testing.assert_array_equal(logits, tiny_model.logits(windows[:, None]))
-    np.testing.assert_array_equal(logits, tiny_model.predictor(windows))
+    np.testing.assert_array_equal(logits, tiny_model.predictor(torch.from_numpy(windows)))
 
 
 def test_a_batch_of_windows_gives_the_logits_of_each(tiny_model: Model) -> None:
@@ -116,12 +117,14 @@ class _Broken:
 
     name = "broken"
     precision = "fp32"
+    device = torch.device("cpu")
+    batch_size = 1
 
     def __init__(self, features: Float32) -> None:
-        self._features = features
+        self._features = torch.from_numpy(features)
 
-    def run(self, windows: Float32) -> tuple[Float32, Float32]:
-        return self._features, np.zeros((1, 256), np.float32)
+    def run(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._features, torch.zeros((1, 256))
 
 
 @pytest.mark.parametrize(
@@ -141,8 +144,8 @@ def test_a_broken_engine_fails_the_self_test(tiny_bundle: Bundle, features: Floa
 def test_the_self_test_allows_twice_what_the_manifest_states(tiny_bundle: Bundle, stated: float, passes: bool) -> None:
     """Features off by 3 percent, as a short number format may be."""
     window = tiny_bundle.sample.window
-    features, _ = open_engine(tiny_bundle, "onnxruntime", threads=1).run(window)
-    engine = _Broken(features * np.float32(1.03))
+    features, _ = open_engine(tiny_bundle, "onnxruntime", threads=1).run(torch.from_numpy(window))
+    engine = _Broken(features.numpy() * np.float32(1.03))
     engine.name = "onnxruntime"
     parity = Parity(engine="onnxruntime", max_relative_error=stated, tolerance=None, max_probability_error=0.5)
     precision = tiny_bundle.precision("fp32").model_copy(update={"parity": (parity,)})
@@ -158,13 +161,11 @@ def test_the_self_test_allows_twice_what_the_manifest_states(tiny_bundle: Bundle
 def test_an_answer_that_is_not_finite_is_an_error_and_not_an_empty_mask(tiny_bundle: Bundle) -> None:
     predictor = Predictor(tiny_bundle, _Broken(np.full((1, 8, 24, 24, 24), np.nan, np.float32)))
     with pytest.raises(EngineUnavailable, match="broken gave logits that are not finite"):
-        predictor(tiny_bundle.sample.window[:, 0])
+        predictor(torch.from_numpy(tiny_bundle.sample.window[:, 0]))
 
 
 def test_the_head_module_reads_the_hand_made_rows() -> None:
     """The fixture itself: bone is 100 * (v - 0.3) at v = 0.5."""
-    import torch
-
     features = torch.zeros((8, 1))
     features[0] = 0.5
     logits = head_logits(features, torch.from_numpy(head_rows()))

@@ -28,12 +28,14 @@ class FakePredictor:
     def __init__(self, labels: tuple[Label, ...], stride: int, function: Callable[[Float32], Float32]) -> None:
         self.labels = labels
         self.feature_stride = stride
+        self.device = torch.device("cpu")
+        self.batch_size = 1
         self._function = function
         self.windows: list[Float32] = []
 
-    def __call__(self, windows: Float32) -> Float32:
-        self.windows.append(windows.copy())
-        return self._function(windows)
+    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+        self.windows.append(windows.numpy().copy())
+        return torch.from_numpy(self._function(windows.numpy()))
 
 
 @pytest.fixture
@@ -62,9 +64,9 @@ def block_means(windows: Float32) -> Float32:
 
 def all_logits(scan: NetworkInput, predictor: FakePredictor, sliding_window: SlidingWindow) -> Float32:
     """Every slab, one on the other: no plane is missing, none comes twice."""
-    slabs = [replace(slab, values=slab.values.copy()) for slab in blended_slabs(scan, predictor, sliding_window)]
+    slabs = [replace(slab, values=slab.values.clone()) for slab in blended_slabs(scan, predictor, sliding_window)]
     assert [slab.start for slab in slabs] == list(np.cumsum([0, *(slab.values.shape[3] for slab in slabs[:-1])]))
-    return np.concatenate([slab.values for slab in slabs], axis=3)
+    return torch.cat([slab.values for slab in slabs], dim=3).numpy()
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.7])
