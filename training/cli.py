@@ -48,6 +48,36 @@ def train_command(
     console.print(f"Checkpoint: {train(settings, embedding, text, RunFolder(run), start_from=start_from)}")
 
 
+@app.command("calibrate")
+def calibrate_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.pt) whose weights stay as they are.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint to write, with thresholds, peaks and least volumes.")],
+    store: Annotated[Path, typer.Option(help="Folder for the phantoms that they are chosen on.")],
+    phantoms: Annotated[int, typer.Option(min=1, help="How many.")] = 24,
+) -> None:
+    """Choose how probabilities become masks, on phantoms never trained on."""
+    import torch
+
+    from training.calibrate import calibrate
+    from training.checkpoint import load_checkpoint, save_checkpoint
+    from training.recipe import FIRST_CALIBRATION_SEED
+    from training.store import build_phantom_store
+
+    trained = load_checkpoint(checkpoint)
+    seeds = range(FIRST_CALIBRATION_SEED, FIRST_CALIBRATION_SEED + phantoms)
+    build_phantom_store(store, seeds, trained.config.spacing_mm[0])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    save_checkpoint(
+        out,
+        trained.model,
+        label_names=trained.label_names,
+        text=trained.text,
+        training=trained.training,
+        calibration=calibrate(trained.model.to(device), store, seeds, device),
+    )
+    console.print(f"Checkpoint: {out}")
+
+
 @app.command("evaluate")
 def evaluate_command(
     out: Annotated[Path, typer.Option(help="Folder for the phantoms, the masks and evaluation.md.")],

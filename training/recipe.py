@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 from training.config import ModelConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+FIRST_CALIBRATION_SEED = 950_000
 _ALL_OPEN_AFTER = 0.9  # share of a training's windows: the last phantoms are to be seen often, too
 
 
@@ -99,7 +100,7 @@ class Recipe(BaseModel):
     @property
     def calibration_seeds(self) -> range:
         """Seeds of the phantoms by which thresholds are chosen (`calibrate`)."""
-        return range(950_000, 950_000 + self.calibration_phantoms)
+        return range(FIRST_CALIBRATION_SEED, FIRST_CALIBRATION_SEED + self.calibration_phantoms)
 
 
 def read_recipe(name_or_path: str) -> Recipe:
