@@ -1,8 +1,8 @@
 """DICOM SEG (PS3.3 A.51): organs in one object, lesions in another, a segment for each structure that was found.
 
-BINARY holds masks that overlap, one bit per pixel. Its transfer syntax is Deflated Explicit VR Little Endian: the
-standard has no RLE for single-bit frames (PS3.5 section 8.2.2), and the 70 MB of a whole trunk deflate to less than 1.
-LABELMAP (Sup 243) holds one number per pixel, RLE compressed; where organs overlap, the smaller one shows.
+BINARY holds masks that overlap, one bit per pixel; LABELMAP (Sup 243) holds one number per pixel, and where organs
+overlap, the smaller one shows. Both are written as Deflated Explicit VR Little Endian (PS3.5 A.5): there is no RLE for
+single-bit frames (PS3.5 section 8.2.2), and the 70 MB of a whole trunk deflate to less than 1.
 
 highdicom makes the object. It wants all segments as an array of a byte per voxel each, gigabytes for a scan of
 25 organs; so a BINARY object is made for a series of images of one pixel, which says which slices each segment is in,
@@ -17,7 +17,7 @@ import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from service.inference.manifest import Label
 from service.reporting.dicom.codes import FAMILY, coded, site_of
@@ -74,13 +74,12 @@ def labelmap_segmentation(
 
 
 def save_segmentation(authorship: Authorship, segmentation: hd.seg.Segmentation, path: Path) -> None:
-    """Write the object, compressed as its type allows.
+    """Write the object, deflated.
 
     Raises:
         OSError: the disk is full or cannot be written.
     """
-    is_binary = segmentation.SegmentationType == "BINARY"
-    authorship.save(segmentation, path, DeflatedExplicitVRLittleEndian if is_binary else RLELossless)
+    authorship.save(segmentation, path, DeflatedExplicitVRLittleEndian)
 
 
 def segment_numbers(segmentation: Dataset) -> dict[str, int]:
@@ -112,7 +111,7 @@ def _segmentation(
         series_description=f"Viscera {content}. {RESEARCH_USE}",
         content_label=f"VISCERA_{content.upper()}",
         content_description=RESEARCH_USE,
-        transfer_syntax_uid=ExplicitVRLittleEndian if kind == "BINARY" else RLELossless,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
         **authorship.equipment,
     )
