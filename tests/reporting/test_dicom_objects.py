@@ -189,9 +189,8 @@ def test_the_report_has_the_numbers_of_the_findings_and_refers_to_the_segments(r
     segmentation = result.dataset("seg-lesions.dcm")
     segment = next(item for item in segmentation.SegmentSequence if item.TrackingID == "liver_tumor-1")
     assert group.tracking_uid == segment.TrackingUID
-    reference = group.reference_type, group.referenced_segmentation_frame or group.referenced_segment
-    assert reference[1].referenced_sop_instance_uid == segmentation.SOPInstanceUID
-    assert reference[1].referenced_segment_numbers == [segment.SegmentNumber]
+    assert group.referenced_segment.referenced_sop_instance_uid == segmentation.SOPInstanceUID
+    assert list(group.referenced_segment.referenced_segment_numbers) == [segment.SegmentNumber]
     assert "Research use only" in str(report)
 
 

@@ -19,6 +19,7 @@ from highdicom.sr import (
     ObservationContext,
     ObserverContext,
     ReferencedSegment,
+    SourceSeriesForSegmentation,
     TextContentItem,
     TrackingIdentifier,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
@@ -116,7 +117,12 @@ def _group(
     site = site_of(label, hosts.get(segment.id))
     return VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(uid=description.tracking_uid, identifier=segment.id),
-        referenced_segment=ReferencedSegment.from_segmentation(segmentation, segment.number),
+        referenced_segment=ReferencedSegment(
+            sop_class_uid=segmentation.SOPClassUID,
+            sop_instance_uid=segmentation.SOPInstanceUID,
+            segment_number=segment.number,
+            source_series=SourceSeriesForSegmentation(authorship.source.series_uid),
+        ),
         finding_category=coded(label.category),
         finding_type=coded(label.type),
         finding_sites=[
