@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement
 
 from service.errors import VerificationFailed
 from service.reporting.dicom.readback import (
@@ -104,7 +104,7 @@ def test_moved_contours_fail(result, shift_mm, message):
             points = np.array(contour.ContourData, float).reshape(-1, 3) + shift_mm
             text = "\\".join(f"{value:.3f}" for value in points.ravel()).encode()
             tag = contour["ContourData"].tag
-            contour[tag] = RawDataElement(tag, "DS", len(text), text + b" " * (len(text) % 2), 0, True, True)
+            contour[tag] = DataElement(tag, "UN", text + b" " * (len(text) % 2))
 
     _altered(result, "rtstruct.dcm", move)
     with pytest.raises(VerificationFailed, match=message):

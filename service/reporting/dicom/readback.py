@@ -173,7 +173,7 @@ def _filled(contours: Sequence[Dataset], grid: _Grid, path: Path) -> dict[int, F
     columns, rows, _ = grid.shape
     masks: dict[int, Frame] = {}
     for contour in contours:
-        points = grid.voxels(np.array(contour.ContourData, dtype=np.float64).reshape(-1, 3))
+        points = grid.voxels(_contour_data(contour))
         k = int(np.rint(points[0, 2]))
         if float(np.abs(points[:, 2] - k).max()) > _PLACE_TOLERANCE:
             raise _differs(path, "a contour does not lie in a slice of the scan")
@@ -183,6 +183,14 @@ def _filled(contours: Sequence[Dataset], grid: _Grid, path: Path) -> dict[int, F
         width, height = np.clip(high - low, 0, None).tolist()
         mask[low[1] : high[1], low[0] : high[0]] ^= fill(points[:, :2] - low, height, width)
     return masks
+
+
+def _contour_data(contour: Dataset) -> NDArray[np.float64]:
+    """The points (n, 3) of a contour in LPS mm, parsed at once: pydicom makes an object of each number."""
+    stored = contour.get_item("ContourData")
+    assert stored is not None
+    assert isinstance(stored.value, bytes)
+    return np.array(stored.value.rstrip().split(b"\\")).astype(np.float64).reshape(-1, 3)
 
 
 def fill(points: NDArray[np.float64], rows: int, columns: int) -> Frame:

@@ -17,7 +17,7 @@ from typing import Final, cast
 import contourpy
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import Tag
@@ -146,10 +146,9 @@ def _contour(source: DicomSource, k: int, outline: Outline) -> Dataset:
     item.ContourImageSequence = [_image_reference(source, k)]
     item.ContourGeometricType = "CLOSED_PLANAR"
     item.NumberOfContourPoints = len(outline)
-    # Raw: a large scan has a million numbers here, and pydicom would make an object of each.
+    # As bytes, which Implicit VR writes as they are: pydicom would make an object of each of a million numbers.
     text = "\\".join(f"{value:.3f}" for value in _to_lps_mm(source, k, outline).ravel().tolist()).encode()
-    text += b" " * (len(text) % 2)
-    item[_CONTOUR_DATA] = RawDataElement(_CONTOUR_DATA, "DS", len(text), text, 0, True, True)
+    item.add(DataElement(_CONTOUR_DATA, "UN", text + b" " * (len(text) % 2)))
     return item
 
 
