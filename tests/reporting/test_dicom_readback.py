@@ -104,7 +104,7 @@ def test_moved_contours_fail(result, shift_mm, message):
             points = np.array(contour.ContourData, float).reshape(-1, 3) + shift_mm
             text = "\\".join(f"{value:.3f}" for value in points.ravel()).encode()
             tag = contour["ContourData"].tag
-            contour[tag] = DataElement(tag, "UN", text + b" " * (len(text) % 2))
+            contour[tag] = DataElement(tag, "OB", text + b" " * (len(text) % 2))
 
     _altered(result, "rtstruct.dcm", move)
     with pytest.raises(VerificationFailed, match=message):

@@ -148,7 +148,7 @@ def _contour(source: DicomSource, k: int, outline: Outline) -> Dataset:
     item.NumberOfContourPoints = len(outline)
     # As bytes, which Implicit VR writes as they are: pydicom would make an object of each of a million numbers.
     text = "\\".join(f"{value:.3f}" for value in _to_lps_mm(source, k, outline).ravel().tolist()).encode()
-    item.add(DataElement(_CONTOUR_DATA, "UN", text + b" " * (len(text) % 2)))
+    item.add(DataElement(_CONTOUR_DATA, "OB", text + b" " * (len(text) % 2)))
     return item
 
 
