@@ -2,7 +2,7 @@
 
 BINARY holds masks that overlap, one bit per pixel; LABELMAP (Sup 243) holds one number per pixel, and where organs
 overlap, the smaller one shows. Both are written as Deflated Explicit VR Little Endian (PS3.5 A.5): there is no RLE for
-single-bit frames (PS3.5 section 8.2.2), and the 70 MB of a whole trunk deflate to less than 1.
+single-bit frames (PS3.5 section 8.2.2), and the 70 MB or more of a whole trunk deflate to about 1.
 
 highdicom makes the object. It wants all segments as an array of a byte per voxel each, gigabytes for a scan of
 25 organs; so a BINARY object is made for a series of images of one pixel, which says which slices each segment is in,

@@ -4,8 +4,7 @@ A contour runs half-way between the centres of the voxels inside and outside, so
 What lies apart in a slice has a contour of its own; a hole is joined to its outline by a channel without width, the
 "keyhole" of PS3.3 C.8.8.6.3, which readers that fill by parity and those that fill by winding both fill rightly.
 
-No library of those kept writes this without a second imaging stack and a copy of the series on the disk, so contourpy
-traces and pydicom writes. The transfer syntax is Implicit VR: in Explicit VR the contour data of a long outline exceed
+The one library for it that is kept would bring a second imaging stack, so contourpy traces and pydicom writes. The transfer syntax is Implicit VR: in Explicit VR the contour data of a long outline exceed
 what the length of a decimal string can state.
 """
 
