@@ -4,8 +4,9 @@ A contour runs half-way between the centres of the voxels inside and outside, so
 What lies apart in a slice has a contour of its own; a hole is joined to its outline by a channel without width, the
 "keyhole" of PS3.3 C.8.8.6.3, which readers that fill by parity and those that fill by winding both fill rightly.
 
-The one library for it that is kept would bring a second imaging stack, so contourpy traces and pydicom writes. The transfer syntax is Implicit VR: in Explicit VR the contour data of a long outline exceed
-what the length of a decimal string can state.
+The one library for it that is kept would bring a second imaging stack, so contourpy traces and pydicom writes. The
+transfer syntax is Implicit VR: in Explicit VR the contour data of a long outline exceed what the length of a decimal
+string can state.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
