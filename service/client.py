@@ -74,6 +74,9 @@ class Viscera:
         mode: str | None = None,
         overlap: float | None = None,
         postprocessing: str | None = None,
+        outputs: Sequence[str] = (),
+        seg_type: str | None = None,
+        deidentify: bool = False,
         on_sent: Callable[[int], None] | None = None,
     ) -> JobDocument:
         """The new job for one study: one NIfTI file, one zip, or all files of a DICOM study.
@@ -85,15 +88,26 @@ class Viscera:
             mode: `accurate`, `balanced` or `fast`; the service's default otherwise.
             overlap: of neighbouring windows, 0 to 0.9; that of the mode otherwise.
             postprocessing: `viscera`, `reference` or `none`; the service's default otherwise.
+            outputs: files to write, such as `seg`, `sr`, `rtstruct`; the service's default otherwise.
+            seg_type: `binary` or `labelmap`, for the DICOM SEG of organs; the service's default otherwise.
+            deidentify: leave patient and study out of the DICOM objects.
             on_sent: called with the number of bytes read for sending so far.
 
         Raises:
             ProblemError: the service refused the upload.
             UnreachableError: nothing answers.
         """
-        choices = {"model": model, "mode": mode, "overlap": overlap, "postprocessing": postprocessing}
+        choices = {
+            "model": model,
+            "mode": mode,
+            "overlap": overlap,
+            "postprocessing": postprocessing,
+            "seg_type": seg_type,
+            "deidentify": "true" if deidentify else None,
+        }
         fields = [(name, str(value)) for name, value in choices.items() if value is not None]
         fields += [("targets", target) for target in targets]
+        fields += [("outputs", output) for output in outputs]
         form = _Form(fields, files, on_sent)
         headers = {"Content-Type": form.content_type, "Content-Length": str(form.length)}
         response = self._request("POST", "/v1/jobs", content=iter(form), headers=headers)

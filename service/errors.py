@@ -12,7 +12,8 @@
     │   ├── TooFewSlices              too-few-slices
     │   ├── InvalidGeometry           invalid-geometry
     │   ├── NotHounsfield             not-hu
-    │   └── DecodeFailed              decode-failed
+    │   ├── DecodeFailed              decode-failed
+    │   └── OutputNotPossible         output-not-possible
     ├── BundleError                   the bundle was refused
     │   ├── BundleNotFound            bundle-not-found
     │   ├── BundleInvalid             bundle-invalid
@@ -33,6 +34,7 @@
         ├── StorageUnavailable        storage-unavailable
         ├── JobCanceled               job-canceled
         ├── WorkerLost                worker-lost
+        ├── VerificationFailed        artifact-verification-failed
         └── InternalError             internal
 
 Each class carries its stable `code` (the last path segment of the RFC 9457 problem `type`), its HTTP status and its
@@ -142,6 +144,13 @@ class DecodeFailed(InputError):
 
     code = "decode-failed"
     title = "The pixel data could not be decoded"
+
+
+class OutputNotPossible(InputError):
+    """A file that was asked for cannot be written for this input."""
+
+    code = "output-not-possible"
+    title = "An output is not possible for this upload"
 
 
 class BundleError(VisceraError):
@@ -313,6 +322,14 @@ class WorkerLost(ServiceError):
     code = "worker-lost"
     status = 500
     title = "The worker was lost"
+
+
+class VerificationFailed(ServiceError):
+    """A written file, read back and laid on the scan, differs from the masks it was written from."""
+
+    code = "artifact-verification-failed"
+    status = 500
+    title = "A result file failed its verification"
 
 
 class InternalError(ServiceError):

@@ -19,6 +19,7 @@ from service.inference.restoration import restore_masks
 from service.progress import Progress, Stage, no_progress
 from service.reporting.artifacts import write_artifacts
 from service.reporting.findings import measure
+from service.reporting.outputs import plan_outputs
 from service.reporting.schema import BundleReference, Findings, Provenance
 from service.request import SegmentationRequest
 from service.stopwatch import Stopwatch
@@ -48,8 +49,9 @@ def segment_study(
     with tempfile.TemporaryDirectory(prefix=".reading-", dir=out_dir) as scratch:
         study = read_study(upload, Path(scratch), limits)
         series = select_ct_series(study)
+        outputs = plan_outputs(request, series)
         admit(series.geometry, manifest, len(predictor.labels))
-        volume = read_volume(series, partial(watch, Stage.READING))
+        volume = outputs.noted_on(read_volume(series, partial(watch, Stage.READING)))
 
     watch(Stage.PREPROCESSING, 0.0)
     windows = manifest.sliding_window.with_overlap(request.window_overlap)
@@ -66,7 +68,7 @@ def segment_study(
     del prediction  # nothing below needs its logits, and they are as large as the masks
     findings = measure(volume, masks, _provenance(volume, masks, model, engine, request), watch, notices)
     findings = _with_timings(findings, watch)
-    write_artifacts(out_dir, volume, masks, findings, watch)
+    write_artifacts(out_dir, volume, masks, findings, outputs, watch)
     return findings
 
 
@@ -77,10 +79,10 @@ def _provenance(volume: Volume, masks: Masks, model: Model, engine: Engine, requ
         software_version=version("viscera"),
         engine=engine.name,
         precision=engine.precision,
-        settings=request.model_dump(mode="json"),
+        settings=request.mask_settings,
         input_sha256=volume.input_sha256,
         mask_sha256=masks.sha256,
-        created=datetime.now(UTC).replace(microsecond=0),
+        created=None if request.deidentify else datetime.now(UTC).replace(microsecond=0),
     )
 
 

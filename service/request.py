@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
 
 MAX_TARGETS = 64
 """As many as a model can have labels: each can be asked for by its name."""
@@ -28,6 +28,32 @@ class Mode(StrEnum):
 
 
 _OVERLAP: dict[Mode, float | None] = {Mode.ACCURATE: None, Mode.BALANCED: 0.25, Mode.FAST: 0.1}
+
+
+class Output(StrEnum):
+    """A kind of file that a result can hold; findings.json is always there."""
+
+    LABEL_MAP = "label_map"  #: segmentation.nii.gz
+    MASKS = "masks"  #: a NIfTI mask for each label
+    OVERVIEW = "overview"  #: overview.png
+    CSV = "csv"  #: findings.csv
+    SEG = "seg"  #: DICOM Segmentation objects
+    SR = "sr"  #: a DICOM measurement report; it refers to the segments and brings `seg` with it
+    RTSTRUCT = "rtstruct"  #: a DICOM RT Structure Set
+
+
+DICOM_OUTPUTS = frozenset({Output.SEG, Output.SR, Output.RTSTRUCT})
+"""Those that need DICOM input: they join its study."""
+
+DEFAULT_OUTPUTS = frozenset(Output) - {Output.RTSTRUCT}
+"""What is written when the caller does not say; of the DICOM objects only for DICOM input."""
+
+
+class SegType(StrEnum):
+    """How a DICOM Segmentation of organs holds its segments; lesions overlap and are always BINARY."""
+
+    BINARY = "binary"  #: one bit per voxel and organ: overlaps are kept, every viewer reads it
+    LABELMAP = "labelmap"  #: one number per voxel: smaller; where organs overlap, the smaller one shows
 
 
 class SegmentationRequest(BaseModel):
@@ -61,14 +87,38 @@ class SegmentationRequest(BaseModel):
         description="Rules that clean the masks: `viscera`, `reference` (the published implementation's), or `none`.",
     )
 
+    outputs: tuple[Output, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "Which files to write beside findings.json: `label_map`, `masks`, `overview`, `csv` and, for DICOM input, "
+            "`seg`, `sr` (brings `seg` with it) and `rtstruct`; all but `rtstruct` when absent."
+        ),
+        examples=[["seg", "sr", "rtstruct"]],
+    )
+    seg_type: SegType = Field(
+        default=SegType.BINARY,
+        description="Type of the DICOM SEG of organs: `binary` or `labelmap`. That of lesions is always binary.",
+    )
+    deidentify: bool = Field(
+        default=False,
+        description="Leave patient, study identifiers and dates out of the DICOM objects (PS3.15 Basic Profile); UIDs "
+        "are kept, so that the objects still lie on their images.",
+    )
+
     @property
     def window_overlap(self) -> float | None:
         """The overlap asked for, by itself or with the mode; None: the bundle's."""
         return _OVERLAP[self.mode] if self.overlap is None else self.overlap
 
-    @field_validator("targets")
+    @property
+    def mask_settings(self) -> dict[str, JsonValue]:
+        """The choices that the masks depend on, as JSON."""
+        return self.model_dump(mode="json", exclude={"outputs", "seg_type", "deidentify"})
+
+    @field_validator("targets", "outputs")
     @classmethod
-    def _targets_are_unique(cls, targets: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if targets is not None and len(set(targets)) != len(targets):
-            raise ValueError("A target is named twice.")
-        return targets
+    def _each_is_named_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and len(set(names)) != len(names):
+            raise ValueError("A name is given twice.")
+        return names

@@ -98,7 +98,7 @@ def wait_for_case(store: Path, seed: int) -> None:
 def _batches(plans: NumberedPlans, numbers: range, size: int, processes: int, device: torch.device) -> Iterator[Batch]:
     on_cpu = device.type == "cpu"
     loader: DataLoader[Batch | WindowPlan] = DataLoader(
-        RenderedPlans(plans) if on_cpu else plans,  # type: ignore[arg-type]  # a dataset of either
+        RenderedPlans(plans) if on_cpu else plans,
         batch_size=size,
         sampler=numbers,
         num_workers=processes,

@@ -58,7 +58,7 @@ def train(
 ) -> Path:
     """Runs the recipe to `run.final` and returns that path.
 
-    It starts from the recipe's seed, or from the weights of `start_from`, a bundle or a checkpoint (.pt); an interrupted
+    It starts from the seed, or from the weights of `start_from`, a bundle or a checkpoint (.pt). An interrupted
     run goes on from its last checkpoint.
     """
     build_phantom_store(run.store, recipe.open_seeds(recipe.training_seeds, 0), recipe.model.spacing_mm[0])
@@ -68,17 +68,8 @@ def train(
     torch.backends.cudnn.benchmark = True  # windows have one size
     torch.manual_seed(recipe.seed)
     model = UniversalModel(recipe.model, text_embedding).to(device)
-    if start_from is None:
-        model.reset_heads()
-    elif not run.last.exists():
-        if start_from.suffix == ".pt":
-            start_from_checkpoint(model, start_from)
-        else:
-            start_from_bundle(model, start_from, logit_scale=recipe.start_logit_scale)
-            settle_norms(model, first_windows(run.store, recipe, _SETTLING_WINDOWS).to(device))
-        if recipe.fresh_labels:
-            channels = [BY_NAME[name].channel for name in recipe.fresh_labels]
-            renew_heads(model, channels, first_windows(run.store, recipe, _SETTLING_WINDOWS).to(device))
+    if not run.last.exists():
+        _give_first_weights(model, recipe, run.store, start_from)
     model.backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     classifier = VoxelClassifier(model.backbone.decoder_channels).to(device)
     ema = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
@@ -162,6 +153,21 @@ def train(
         calibration = calibrate(final, run.store, recipe.calibration_seeds, device)
     save_checkpoint(run.final, final, label_names=LABEL_NAMES, text=text, training=provenance, calibration=calibration)
     return run.final
+
+
+def _give_first_weights(model: UniversalModel, recipe: Recipe, store: Path, start_from: Path | None) -> None:
+    """Those of `start_from`, or random ones."""
+    if start_from is None:
+        model.reset_heads()
+        return
+    window = first_windows(store, recipe, _SETTLING_WINDOWS).to(model.text_embedding.device)
+    if start_from.suffix == ".pt":
+        start_from_checkpoint(model, start_from)
+    else:
+        start_from_bundle(model, start_from, logit_scale=recipe.start_logit_scale)
+        settle_norms(model, window)
+    if recipe.fresh_labels:
+        renew_heads(model, [BY_NAME[name].channel for name in recipe.fresh_labels], window)
 
 
 def warmup_cosine(step: int, recipe: Recipe) -> float:

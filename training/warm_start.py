@@ -63,9 +63,9 @@ def start_from_checkpoint(model: UniversalModel, checkpoint: Path) -> None:
 
 @torch.no_grad()
 def renew_heads(model: UniversalModel, channels: list[int], window: Tensor) -> None:
-    """Starts the heads of some labels anew, at He's scale and `PRIOR_LOGIT` on such windows (B,1,D,H,W); the others stay.
+    """Starts the heads of some labels anew, at He's scale and `PRIOR_LOGIT` on such windows (B,1,D,H,W).
 
-    For a label whose head has died: one that is below 0 everywhere learns nothing.
+    For a label whose head has died: one that is below 0 everywhere learns nothing. The other heads stay as they are.
     """
     training = model.training
     rows = model.text_rows()

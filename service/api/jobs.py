@@ -23,7 +23,7 @@ from service.errors import (
     UploadTooLarge,
 )
 from service.jobs.job import Job, JobStatus, new_job_id
-from service.request import Mode, PostProcessing, SegmentationRequest
+from service.request import Mode, Output, PostProcessing, SegmentationRequest, SegType
 
 MAX_PAGE = 200
 POLL_SECONDS_RUNNING = 1
@@ -81,6 +81,25 @@ UPLOAD_FORM: dict[str, Any] = {
                         "enum": [choice.value for choice in PostProcessing],
                         "default": PostProcessing.VISCERA.value,
                         "description": "Rules that clean the masks: ours, the published implementation's, or none.",
+                    },
+                    "outputs": {
+                        "type": "string",
+                        "description": "Files to write beside findings.json, comma separated or in repeated fields: "
+                        + ", ".join(f"`{output.value}`" for output in Output)
+                        + ". All but `rtstruct` otherwise. `seg`, `sr` and `rtstruct` are DICOM objects and need "
+                        "DICOM input: asked for by name with a NIfTI, they fail the job with `output-not-possible`.",
+                        "example": "seg,sr,rtstruct",
+                    },
+                    "seg_type": {
+                        "type": "string",
+                        "enum": [kind.value for kind in SegType],
+                        "default": SegType.BINARY.value,
+                        "description": "Type of the DICOM SEG of organs; that of lesions is always binary.",
+                    },
+                    "deidentify": {
+                        "type": "boolean",
+                        "default": False,
+                        "description": "Leave patient, study identifiers and dates out of the DICOM objects.",
                     },
                 },
             },
@@ -209,8 +228,9 @@ def _accept(services: Services, job_id: str, upload: ReceivedUpload) -> JobView:
 
 def _segmentation_request(upload: ReceivedUpload) -> SegmentationRequest:
     """The choices that the form states; one that it leaves out or empty is the request's own default."""
-    single = {name: _single(upload, name) for name in ("mode", "overlap", "postprocessing")}
-    choices: dict[str, object] = {"targets": _targets(upload) or None, **single}
+    single = {name: _single(upload, name) for name in ("mode", "overlap", "postprocessing", "seg_type", "deidentify")}
+    several = {name: _several(upload, name) or None for name in ("targets", "outputs")}
+    choices: dict[str, object] = {**several, **single}
     try:
         return SegmentationRequest.model_validate({k: v for k, v in choices.items() if v is not None})
     except ValidationError as error:
@@ -225,9 +245,9 @@ def _single(upload: ReceivedUpload, name: str) -> str | None:
     return values[0] if values else None
 
 
-def _targets(upload: ReceivedUpload) -> list[str]:
-    """The targets asked for, each once, in the order they were named."""
-    names = (name.strip() for value in upload.fields.get("targets", []) for name in value.split(","))
+def _several(upload: ReceivedUpload, field: str) -> list[str]:
+    """The names that a field lists, each once, in the order they were named."""
+    names = (name.strip() for value in upload.fields.get(field, []) for name in value.split(","))
     return list(dict.fromkeys(name for name in names if name))
 
 

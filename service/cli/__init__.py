@@ -14,7 +14,7 @@ from typing import Annotated, ParamSpec
 import typer
 from pydantic import ValidationError
 
-from service.request import Mode, PostProcessing, SegmentationRequest
+from service.request import Mode, Output, PostProcessing, SegmentationRequest, SegType
 
 Parameters = ParamSpec("Parameters")
 
@@ -42,6 +42,17 @@ OverlapOption = Annotated[
 ]
 PostProcessingOption = Annotated[
     PostProcessing, typer.Option(help="Rules that clean the masks: ours, the published implementation's, or none.")
+]
+OutputsOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Files to write beside findings.json, comma separated: {', '.join(Output)}; all but rtstruct otherwise.",
+        metavar="A,B",
+    ),
+]
+SegTypeOption = Annotated[SegType, typer.Option(help="Type of the DICOM SEG of organs.")]
+DeidentifyOption = Annotated[
+    bool, typer.Option("--deidentify", help="Leave patient, study identifiers and dates out of the DICOM objects.")
 ]
 UrlOption = Annotated[str, typer.Option(help="Address of the service.", envvar="VISCERA_URL")]
 
@@ -111,13 +122,24 @@ def segment_command(
     mode: ModeOption = Mode.ACCURATE,
     overlap: OverlapOption = None,
     postprocessing: PostProcessingOption = PostProcessing.VISCERA,
+    outputs: OutputsOption = None,
+    seg_type: SegTypeOption = SegType.BINARY,
+    deidentify: DeidentifyOption = False,
     engine: Annotated[str | None, typer.Option(help="auto, cuda, tensorrt, openvino or onnxruntime.")] = None,
     precision: Annotated[str | None, typer.Option(help="A precision that the bundle offers: fp32, fp16, bf16.")] = None,
 ) -> int:
     """Segment studies here and now, without a service."""
     from service.cli.segment import segment
 
-    choices = request_of(_split(targets), mode, overlap, postprocessing)
+    choices = request_of(
+        targets=_split(targets),
+        mode=mode,
+        overlap=overlap,
+        postprocessing=postprocessing,
+        outputs=_split(outputs),
+        seg_type=seg_type,
+        deidentify=deidentify,
+    )
     return segment(studies, out, choices, bundle=bundle, engine=engine, precision=precision)
 
 
@@ -134,12 +156,23 @@ def submit_command(
     mode: ModeOption = Mode.ACCURATE,
     overlap: OverlapOption = None,
     postprocessing: PostProcessingOption = PostProcessing.VISCERA,
+    outputs: OutputsOption = None,
+    seg_type: SegTypeOption = SegType.BINARY,
+    deidentify: DeidentifyOption = False,
     url: UrlOption = DEFAULT_URL,
 ) -> int:
     """Send a study to a running service."""
     from service.cli.submit import submit
 
-    choices = request_of(_split(targets), mode, overlap, postprocessing)
+    choices = request_of(
+        targets=_split(targets),
+        mode=mode,
+        overlap=overlap,
+        postprocessing=postprocessing,
+        outputs=_split(outputs),
+        seg_type=seg_type,
+        deidentify=deidentify,
+    )
     return submit(study, choices, url=url, wait=wait or out is not None, out=out, model=model)
 
 
@@ -155,7 +188,7 @@ def demo_command(
     """Start a service, send one study through it, show and fetch the results, stop it."""
     from service.cli.demo import demo
 
-    return demo(study, request_of(_split(targets)), out=out)
+    return demo(study, request_of(targets=_split(targets)), out=out)
 
 
 models_app = typer.Typer(help="The models that jobs can ask for.", no_args_is_help=True)
@@ -228,19 +261,14 @@ def doctor_command() -> int:
     return examine()
 
 
-def _split(targets: str | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in (targets or "").split(",") if name.strip()))
+def _split(names: str | None) -> tuple[str, ...] | None:
+    return tuple(dict.fromkeys(name.strip() for name in (names or "").split(",") if name.strip())) or None
 
 
-def request_of(
-    targets: tuple[str, ...],
-    mode: Mode = Mode.ACCURATE,
-    overlap: float | None = None,
-    postprocessing: PostProcessing = PostProcessing.VISCERA,
-) -> SegmentationRequest:
-    """The choices as a request; a target that no model can have is a usage error."""
+def request_of(**choices: object) -> SegmentationRequest:
+    """The choices as a request; one that no request can have is a usage error."""
     try:
-        return SegmentationRequest(targets=targets or None, mode=mode, overlap=overlap, postprocessing=postprocessing)
+        return SegmentationRequest.model_validate(choices)
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

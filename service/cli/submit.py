@@ -47,6 +47,9 @@ def _send(viscera: Viscera, files: Sequence[Path], model: str | None, request: S
             mode=request.mode,
             overlap=request.overlap,
             postprocessing=request.postprocessing,
+            outputs=request.outputs or (),
+            seg_type=request.seg_type,
+            deidentify=request.deidentify,
             on_sent=lambda sent: bar.update(sending, completed=sent),
         )
 

@@ -42,7 +42,7 @@ _TAGS = (
 _BARE_DATASET = re.compile(rb"[\x02\x08]\x00[\x00-\x1f]\x00", re.DOTALL)
 
 _UID = re.compile(r"[0-9.]{1,64}")
-_QUOTING_LOGGERS = ("pydicom", "pylibjpeg", "openjpeg")
+_QUOTING_LOGGERS = ("pydicom", "pylibjpeg", "openjpeg", "highdicom")
 _CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 
 

@@ -3,12 +3,16 @@
     segmentation.nii.gz     label map on the source grid, value = label index, names and colours in its header
     masks/<label>.nii.gz    one binary mask per requested label; an empty one says "looked for, not found"
     findings.json           all measurements
+    findings.csv            the same organs and lesions as rows
     overview.png            three planes with coloured contours
+    dicom/                  DICOM objects, for DICOM input: see `service.reporting.dicom.files`
     artifacts.json          this list, with media type, size and SHA-256 of each
 
 Labels overlap and a label map cannot show it: organs are laid down first, lesions over them, and within each the larger
 mask first, so that what lies inside a larger structure stays visible. Equal volumes: the bundle's order. The masks keep
 everything.
+
+Every mask is read back from its file and laid on the source grid; a voxel that differs fails the job.
 """
 
 import hashlib
@@ -21,20 +25,34 @@ from typing import Final
 import numpy as np
 from pydantic import TypeAdapter
 
+from service.imaging.dicom import quiet_pydicom
 from service.imaging.volume import Volume
 from service.inference.masks import Masks
 from service.progress import Progress, Stage, no_progress
-from service.reporting.nifti import label_map_slabs, mask_header, mask_slabs, write_nifti
+from service.reporting.dicom.files import FOLDER as DICOM_FOLDER
+from service.reporting.dicom.files import Task, dicom_tasks
+from service.reporting.nifti import label_map_slabs, mask_header, mask_slabs, verify_nifti, write_nifti
+from service.reporting.outputs import NO_DICOM, OutputPlan
 from service.reporting.overview import draw_overview
 from service.reporting.regions import Region, label_regions
 from service.reporting.schema import Artifact, Findings
+from service.reporting.table import write_table
+from service.request import Output
 
 SEGMENTATION: Final = "segmentation.nii.gz"
 FINDINGS: Final = "findings.json"
+TABLE: Final = "findings.csv"
 OVERVIEW: Final = "overview.png"
+MASKS: Final = "masks"
 INDEX: Final = "artifacts.json"
 
-_MEDIA_TYPES = {".gz": "application/gzip", ".json": "application/json", ".png": "image/png"}
+_MEDIA_TYPES = {
+    ".csv": "text/csv",
+    ".dcm": "application/dicom",
+    ".gz": "application/gzip",
+    ".json": "application/json",
+    ".png": "image/png",
+}
 _MAX_THREADS = 4  # the compressor and numpy let go of the interpreter; more threads only wait for memory
 
 Index = TypeAdapter(tuple[Artifact, ...])
@@ -42,23 +60,29 @@ Index = TypeAdapter(tuple[Artifact, ...])
 
 def mask_artifact(label_name: str) -> str:
     """Artifact name of one label's mask."""
-    return f"masks/{label_name}.nii.gz"
+    return f"{MASKS}/{label_name}.nii.gz"
 
 
 def write_artifacts(
-    out_dir: Path, volume: Volume, masks: Masks, findings: Findings, progress: Progress = no_progress
+    out_dir: Path,
+    volume: Volume,
+    masks: Masks,
+    findings: Findings,
+    plan: OutputPlan = NO_DICOM,
+    progress: Progress = no_progress,
 ) -> tuple[Artifact, ...]:
-    """Write every file of the result into `out_dir` and list them; artifacts.json is the list and is not in it.
+    """Write every file of the plan into `out_dir` and list them; artifacts.json is the list and is not in it.
 
     `out_dir` is the caller's scratch folder: a failure leaves it half written, so it is shown only when this returns.
 
     Raises:
+        VerificationFailed: a file, read back, is not the masks.
         OSError: the disk is full or cannot be written.
     """
-    (out_dir / "masks").mkdir(parents=True, exist_ok=True)
-    tasks = _tasks(out_dir, volume, masks, findings)
-    with ThreadPoolExecutor(max_workers=min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(task) for task in tasks.values()]
+    out_dir.mkdir(parents=True, exist_ok=True)
+    tasks = _tasks(out_dir, volume, masks, findings, plan)
+    with quiet_pydicom(), ThreadPoolExecutor(max_workers=min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(task) for _, task in sorted(tasks, key=_longest_first)]
         try:
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
@@ -66,7 +90,7 @@ def write_artifacts(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    artifacts = tuple(describe(out_dir, name) for name in tasks)
+    artifacts = tuple(describe(out_dir, name) for names, _ in tasks for name in names)
     (out_dir / INDEX).write_bytes(Index.dump_json(artifacts, indent=2) + b"\n")
     return artifacts
 
@@ -79,29 +103,47 @@ def describe(folder: Path, name: str) -> Artifact:
     return Artifact(name=name, media_type=_MEDIA_TYPES[path.suffix], bytes=path.stat().st_size, sha256=digest)
 
 
-def _tasks(out_dir: Path, volume: Volume, masks: Masks, findings: Findings) -> dict[str, Callable[[], None]]:
-    """What writes each artifact, by name, in the order of the index."""
+def _longest_first(task: Task) -> bool:
+    """DICOM objects take longest: begun first, they run beside all the others."""
+    names, _ = task
+    return not names[0].startswith(DICOM_FOLDER)
+
+
+def _tasks(out_dir: Path, volume: Volume, masks: Masks, findings: Findings, plan: OutputPlan) -> list[Task]:
+    """What writes the artifacts, with their names, in the order of the index."""
     regions = label_regions(masks)
-    tasks: dict[str, Callable[[], None]] = {
-        SEGMENTATION: lambda: _write_label_map(out_dir / SEGMENTATION, masks, regions, findings),
-        FINDINGS: lambda: _write_findings(out_dir / FINDINGS, findings),
-        OVERVIEW: lambda: draw_overview(volume, masks, findings).save(out_dir / OVERVIEW),
-    }
-    for region in regions:
-        name = mask_artifact(region.label.name)
-        tasks[name] = _mask_task(out_dir / name, masks, region)
-    return tasks
+    tasks: list[Task] = [((FINDINGS,), lambda: _write_findings(out_dir / FINDINGS, findings))]
+    if Output.LABEL_MAP in plan.wanted:
+        path = out_dir / SEGMENTATION
+        tasks.insert(0, ((SEGMENTATION,), lambda: _write_label_map(path, masks, regions, findings)))
+    if Output.OVERVIEW in plan.wanted:
+        tasks.append(((OVERVIEW,), lambda: draw_overview(volume, masks, findings).save(out_dir / OVERVIEW)))
+    if Output.MASKS in plan.wanted:
+        (out_dir / MASKS).mkdir(exist_ok=True)
+        for region in regions:
+            name = mask_artifact(region.label.name)
+            tasks.append(((name,), _mask_task(out_dir / name, masks, region)))
+    if Output.CSV in plan.wanted:
+        tasks.append(((TABLE,), lambda: write_table(out_dir / TABLE, findings)))
+    return [*tasks, *dicom_tasks(out_dir, masks, findings, plan)]
 
 
 def _mask_task(path: Path, masks: Masks, region: Region) -> Callable[[], None]:
     header = mask_header(masks.geometry, np.uint8, description=region.label.name)
-    return lambda: write_nifti(path, header, mask_slabs(masks, region))
+
+    def write() -> None:
+        write_nifti(path, header, mask_slabs(masks, region))
+        verify_nifti(path, masks.geometry, mask_slabs(masks, region))
+
+    return write
 
 
 def _write_label_map(path: Path, masks: Masks, regions: tuple[Region, ...], findings: Findings) -> None:
     dtype = np.uint8 if max(label.index for label in masks.labels) <= 255 else np.uint16
+    order = paint_order(regions, findings)
     header = mask_header(masks.geometry, dtype, description="label map", labels=masks.labels)
-    write_nifti(path, header, label_map_slabs(masks, paint_order(regions, findings), dtype))
+    write_nifti(path, header, label_map_slabs(masks, order, dtype))
+    verify_nifti(path, masks.geometry, label_map_slabs(masks, order, dtype))
 
 
 def paint_order(regions: tuple[Region, ...], findings: Findings) -> tuple[Region, ...]:

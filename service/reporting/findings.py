@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +24,7 @@ from service.reporting.schema import (
     Provenance,
     SourceSummary,
 )
+from service.reporting.structures import Component, components, lesion_id
 
 _SUMMED_VOXELS = 1_000_000
 
@@ -136,25 +136,13 @@ def _organ(scan: _Scan, region: Region) -> OrganFinding:
 
 
 def _lesions(scan: _Scan, region: Region) -> Iterator[LesionFinding]:
-    """The components of one label, the largest first; of equal ones that with the lower centroid (i, then j, k)."""
-    if region.box is None:
-        return
-    # As uint8: the path for booleans of cc3d 4.1.1 reserves too few labels where single voxels lie densely, and fails.
-    components = cc3d.connected_components(region.mask(scan.masks).view(np.uint8), connectivity=26)
-    statistics = cc3d.statistics(components)
-    counts = statistics["voxel_counts"]
-    numbers = sorted(range(1, len(counts)), key=lambda n: (-int(counts[n]), tuple(statistics["centroids"][n])))
-    for rank, number in enumerate(numbers, start=1):
-        inner: Box = statistics["bounding_boxes"][number]
-        i, j, k = (
-            slice(int(cut.start) + first, int(cut.stop) + first) for cut, first in zip(inner, region.start, strict=True)
-        )
-        yield _lesion(scan, region.label, rank, components[inner] == number, (i, j, k))
+    for one in components(region, scan.masks):
+        yield _lesion(scan, region.label, one)
 
 
-def _lesion(scan: _Scan, label: Label, rank: int, component: NDArray[np.bool_], box: Box) -> LesionFinding:
-    """One component, given as a mask inside its own bounding box."""
+def _lesion(scan: _Scan, label: Label, one: Component) -> LesionFinding:
     geometry = scan.volume.geometry
+    component, box = one.mask, one.box
     start = (box[0].start, box[1].start, box[2].start)
     mean_hu, sd_hu = _mean_and_sd(scan.volume.hu[box][component])
     diameters = measure_component(component, start, geometry, scan.slice_axis)
@@ -165,7 +153,7 @@ def _lesion(scan: _Scan, label: Label, rank: int, component: NDArray[np.bool_], 
     uids = scan.volume.sop_instance_uids
     longest_axis, perpendicular_axis = _axes_lps_mm(scan, diameters)
     return LesionFinding(
-        id=f"{label.name}-{rank}",
+        id=lesion_id(label, one.rank),
         label=label.name,
         display_name=label.display_name,
         kind=label.kind.value,

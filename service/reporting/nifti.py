@@ -16,6 +16,7 @@ import numpy as np
 from isal import igzip
 from numpy.typing import DTypeLike, NDArray
 
+from service.errors import VerificationFailed
 from service.imaging.geometry import Geometry
 from service.inference.manifest import Label
 from service.inference.masks import Masks, has_bit
@@ -89,6 +90,30 @@ def write_nifti(path: Path, header: Header, slabs: Iterable[NDArray[np.generic]]
         header.write_to(stream)
         for slab in slabs:
             stream.write(np.asfortranarray(slab).T.data)
+
+
+def verify_nifti(path: Path, geometry: Geometry, slabs: Iterable[NDArray[np.generic]]) -> None:
+    """The file, read back, lies on the grid and holds these slabs (i, j, some k), voxel for voxel.
+
+    Raises:
+        VerificationFailed: it does not.
+    """
+    image: Any = nib.load(path)
+    same_place = np.allclose(image.affine, geometry.affine.astype(np.float32), rtol=1e-6, atol=1e-6)
+    equal = image.shape == geometry.shape and same_place
+    with _GzipFile(filename=str(path), mode="rb") as stream:
+        stream.read(image.dataobj.offset if equal else 0)
+        for slab in slabs:
+            expected = np.asfortranarray(slab).ravel(order="F")
+            read = stream.read(expected.nbytes) if equal else b""
+            equal = len(read) == expected.nbytes and np.array_equal(np.frombuffer(read, slab.dtype), expected)
+            if not equal:
+                break
+    if not equal:
+        raise VerificationFailed(
+            f"{path.name} was read back and is not the mask. The result was not published; tell the operator of the"
+            " service."
+        )
 
 
 def mask_slabs(masks: Masks, region: Region) -> Iterator[NDArray[np.generic]]:

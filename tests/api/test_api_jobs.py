@@ -185,3 +185,19 @@ def test_a_job_that_does_not_exist_is_not_found(api: Api, job_id, method, tail):
     assert response.status_code in (404, 405)
     assert response.headers["Content-Type"] == "application/problem+json"
     assert len(response.json()["detail"]) < 200
+
+
+def test_outputs_are_chosen_by_name(api: Api):
+    job_id = api.submit(outputs="seg, sr", seg_type="labelmap", deidentify="true")["id"]
+    request = api.store.get(job_id).request
+    assert (request.outputs, request.seg_type, request.deidentify) == (("seg", "sr"), "labelmap", True)
+    assert api.store.get(api.submit()["id"]).request.outputs is None
+
+
+@pytest.mark.parametrize("field", [{"outputs": "pdf"}, {"seg_type": "fractional"}, {"deidentify": "perhaps"}])
+def test_an_unknown_output_is_an_invalid_request(api: Api, field):
+    files = {"files": ("a.nii.gz", b"x" * 400)}
+    response = api.client.post("/v1/jobs", files=files, data=field)
+    assert response.status_code == 400
+    assert response.json()["type"] == "/problems/invalid-request"
+    assert next(iter(field)) in response.json()["detail"]

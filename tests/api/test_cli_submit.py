@@ -69,6 +69,11 @@ def test_submit_waits_prints_the_findings_and_fetches_the_files(api: Api, url: s
                 "fast",
                 "--overlap",
                 "0.25",
+                "--outputs",
+                "seg, rtstruct",
+                "--seg-type",
+                "labelmap",
+                "--deidentify",
             ],
         )
 
@@ -87,6 +92,8 @@ def test_submit_waits_prints_the_findings_and_fetches_the_files(api: Api, url: s
     job = api.store.get(api.dispatched[0])
     assert job.request.targets == ("liver", "liver_tumor")
     assert (job.request.postprocessing, job.request.mode, job.request.overlap) == ("none", "fast", 0.25)
+    assert (job.request.outputs, job.request.seg_type) == (("seg", "rtstruct"), "labelmap")
+    assert job.request.deidentify
     assert job.upload_bytes == 400_000
 
 

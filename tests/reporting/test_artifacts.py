@@ -1,5 +1,6 @@
 """Files of a result, read back with the libraries that users read them with."""
 
+import csv
 import gzip
 import hashlib
 import json
@@ -10,11 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from service.errors import JobCanceled
+from service.errors import JobCanceled, VerificationFailed
 from service.imaging.geometry import Geometry
 from service.reporting.artifacts import paint_order, write_artifacts
 from service.reporting.findings import measure
-from service.reporting.nifti import mask_header
+from service.reporting.nifti import mask_header, mask_slabs, verify_nifti
 from service.reporting.regions import label_regions
 from service.reporting.schema import Findings
 from tests.support.reporting import LABELS, PROVENANCE, abdomen, box_mask, organ, scan
@@ -47,6 +48,7 @@ def test_every_file_is_listed_with_its_hash(result):
     assert {artifact.name for artifact in artifacts} == written - {"artifacts.json"}
     assert written == {
         "artifacts.json",
+        "findings.csv",
         "findings.json",
         "overview.png",
         "segmentation.nii.gz",
@@ -55,7 +57,8 @@ def test_every_file_is_listed_with_its_hash(result):
     for artifact in artifacts:
         content = (folder / artifact.name).read_bytes()
         assert (artifact.bytes, artifact.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-    assert {artifact.media_type for artifact in artifacts} == {"application/gzip", "application/json", "image/png"}
+    media_types = {artifact.media_type for artifact in artifacts}
+    assert media_types == {"application/gzip", "application/json", "image/png", "text/csv"}
 
 
 def test_findings_come_back_equal(result):
@@ -177,5 +180,37 @@ def test_progress_can_stop_the_writing(tmp_path):
         raise JobCanceled("Stopped at the caller's request.")
 
     with pytest.raises(JobCanceled):
-        write_artifacts(tmp_path, volume, masks, measure(volume, masks, PROVENANCE), cancel)
+        write_artifacts(tmp_path, volume, masks, measure(volume, masks, PROVENANCE), progress=cancel)
     assert not (tmp_path / "artifacts.json").exists()
+
+
+def test_a_nifti_whose_voxel_or_grid_differs_is_found_out(result):
+    folder, _, masks, _ = result
+    path = folder / "masks" / "liver.nii.gz"
+    region = next(region for region in label_regions(masks) if region.label.name == "liver")
+    verify_nifti(path, masks.geometry, mask_slabs(masks, region))
+
+    image = nib.load(path)
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[-1, -1, -1] = 1
+    nib.save(nib.Nifti1Image(voxels, image.affine), path)
+    with pytest.raises(VerificationFailed, match=r"liver\.nii\.gz was read back"):
+        verify_nifti(path, masks.geometry, mask_slabs(masks, region))
+
+    voxels[-1, -1, -1] = 0
+    nib.save(nib.Nifti1Image(voxels, image.affine @ np.diag([-1.0, 1.0, 1.0, 1.0])), path)
+    with pytest.raises(VerificationFailed):
+        verify_nifti(path, masks.geometry, mask_slabs(masks, region))
+
+
+def test_the_table_has_the_numbers_of_the_findings(result):
+    folder, _, _, findings = result
+    with (folder / "findings.csv").open(newline="") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert list(rows) == [*(organ.label for organ in findings.organs), *(one.id for one in findings.lesions)]
+    tumor = findings.lesions[0]
+    assert float(rows["liver_tumor-1"]["volume_ml"]) == tumor.volume_ml == 3 * 3 * 4 * 0.5 * 2.5 / 1000
+    assert float(rows["liver_tumor-1"]["longest_axial_diameter_mm"]) == tumor.longest_axial_diameter_mm
+    assert rows["liver_tumor-1"]["host_organ"] == "liver"
+    assert (rows["kidney_right"]["present"], rows["kidney_right"]["mean_hu"]) == ("false", "")
+    assert rows["kidney_left"]["laterality"] == "Left"

@@ -1,0 +1,55 @@
+"""Which files a result will hold: what the caller asked for, as far as the input allows it.
+
+It is decided from the headers, before the network runs: a file that cannot be written is refused in seconds.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from service.errors import OutputNotPossible
+from service.imaging.dicom_source import DicomSource, read_source
+from service.imaging.nifti import NiftiSeries
+from service.imaging.study import Series
+from service.imaging.volume import Notice, Volume
+from service.request import DEFAULT_OUTPUTS, DICOM_OUTPUTS, Output, SegmentationRequest, SegType
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """The files to write; `source` is what DICOM objects refer to, None when none are written."""
+
+    wanted: frozenset[Output] = DEFAULT_OUTPUTS - DICOM_OUTPUTS
+    source: DicomSource | None = None
+    seg_type: SegType = SegType.BINARY
+    deidentify: bool = False
+    notices: tuple[Notice, ...] = ()
+
+    def noted_on(self, volume: Volume) -> Volume:
+        """The volume with what the reader of the result should know about its files."""
+        return replace(volume, notices=volume.notices + self.notices)
+
+
+NO_DICOM: Final = OutputPlan()
+"""All files that every input allows."""
+
+
+def plan_outputs(request: SegmentationRequest, series: Series) -> OutputPlan:
+    """What will be written for a series whose headers are still on the disk.
+
+    A caller who names no outputs gets the DICOM objects where they are possible; a DICOM series without the UIDs they
+    need is noted, a NIfTI is not: nobody expects them there.
+
+    Raises:
+        OutputNotPossible: a DICOM object was asked for by name and cannot be written for this input.
+    """
+    wanted = DEFAULT_OUTPUTS if request.outputs is None else frozenset(request.outputs)
+    if not wanted & DICOM_OUTPUTS:
+        return OutputPlan(wanted)
+    try:
+        source = read_source(series)
+    except OutputNotPossible as impossible:
+        if request.outputs is not None:
+            raise
+        notices = () if isinstance(series, NiftiSeries) else (Notice("dicom-left-out", impossible.detail),)
+        return OutputPlan(wanted - DICOM_OUTPUTS, notices=notices)
+    return OutputPlan(wanted, source, request.seg_type, request.deidentify, source.notices)
