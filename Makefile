@@ -64,15 +64,15 @@ bench: $(VENV)/.dev ## side by side with the published way (STUDY=path; a phanto
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 TEXT_OPTION := $(if $(TEXT_EMBEDDINGS),--text-embeddings $(TEXT_EMBEDDINGS))
 
-train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file); hours on a CPU
+train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file); minutes on a GPU, days on a CPU
 	$(KEEP_MEMORY) $(BIN)/viscera-train train --run runs/first --recipe default_compact $(TEXT_OPTION)
-	$(BIN)/viscera-export bundle runs/first/model.pt --out runs/bundle --name viscera-compact --version 1.3.0-first --force
 	mkdir -p runs/default && ln -sfn ../first/store runs/default/store
 	$(KEEP_MEMORY) $(BIN)/viscera-train train --run runs/default --recipe default_compact_refine $(TEXT_OPTION) \
-	  --start-from runs/bundle/viscera-compact-1.3.0-first
-	$(BIN)/viscera-export bundle runs/default/model.pt --out runs/bundle --name viscera-compact --version 1.3.0 --force
-	$(BIN)/viscera-train evaluate --bundle runs/bundle/viscera-compact-1.3.0 --scans 20 --out runs/evaluation
-	$(BIN)/viscera-export bundle runs/default/model.pt --out service/bundles --name viscera-compact --version 1.3.0 \
+	  --start-from runs/first/model.pt
+	$(BIN)/viscera-train calibrate runs/default/model.pt --store runs/first/store --out runs/default/calibrated.pt
+	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out runs/bundle --name viscera-compact --version 2.0.0 --force
+	$(BIN)/viscera-train evaluate --bundle runs/bundle/viscera-compact-2.0.0 --scans 20 --out runs/evaluation
+	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out service/bundles --name viscera-compact --version 2.0.0 \
 	  --evaluation runs/evaluation/evaluation.md --force
 
 clean: ## remove what the targets made, but not .venv

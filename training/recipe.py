@@ -31,8 +31,7 @@ class Recipe(BaseModel):
     too. Of the windows a share `lesion_windows` lies around a lesion, a share
     `label_windows` around a voxel of any label, the rest anywhere in the patient. `start_logit_scale` is for a run that
     starts from a bundle (`warm_start.start_from_bundle`), `fresh_labels` for one whose start has heads that died
-    (`warm_start.renew_heads`). With no `steps` at all the weights stay as they are, and the
-    run does nothing but calibrate them. `loader_processes` render windows beside the training; None:
+    (`warm_start.renew_heads`). `loader_processes` render windows beside the training; None:
     by the machine (`samples.loader_processes`). Their number changes no sample.
     Training begins with `phantoms_at_start` of the phantoms (None: with all), and the others join as they are drawn
     beside it: window n is the same however fast they come (`open_seeds`). Of the planes along z, losses see every
@@ -45,7 +44,7 @@ class Recipe(BaseModel):
     name: str
     seed: NonNegativeInt
     whiten_text: bool = False
-    steps: NonNegativeInt
+    steps: PositiveInt
     batch_size: PositiveInt
     # From 48 on: over a bottleneck of 2^3 voxels oneDNN gives a wrong bfloat16 weight gradient (torch 2.13, AVX-512).
     patch: int = Field(ge=48, multiple_of=16)

@@ -1,6 +1,5 @@
 """Training: cases to a checkpoint. `train` reads top to bottom; each step is one batch of windows."""
 
-import json
 import math
 import os
 import platform
@@ -58,8 +57,8 @@ def train(
 ) -> Path:
     """Runs the recipe to `run.final` and returns that path.
 
-    It starts from the seed, or from the weights of `start_from`, a bundle or a checkpoint (.pt). An interrupted
-    run goes on from its last checkpoint.
+    It starts from the seed, or from the weights of `start_from`, a bundle or a checkpoint (.pt); an interrupted run
+    goes on from its last checkpoint.
     """
     build_phantom_store(run.store, recipe.open_seeds(recipe.training_seeds, 0), recipe.model.spacing_mm[0])
     build_phantom_store(run.store, recipe.validation_seeds, recipe.model.spacing_mm[0])
@@ -254,7 +253,7 @@ def _provenance(recipe: Recipe, start_from: Path | None) -> dict[str, Any]:
         "seed": recipe.seed,
         "steps": recipe.steps,
         "windows": recipe.steps * recipe.batch_size,
-        "data": _data(recipe, start_from),
+        "data": _data(recipe),
         "torch": str(torch.__version__),  # a class of torch, made a plain string
         "python": platform.python_version(),
     }
@@ -266,10 +265,7 @@ def _origin(start_from: Path) -> str:
     return f"the bundle {start_from.resolve().name}"
 
 
-def _data(recipe: Recipe, start_from: Path | None) -> str:
-    """What the weights were trained on last; with no step of its own a run has them from its bundle."""
-    if recipe.steps == 0 and start_from is not None:
-        return str(json.loads((start_from / "manifest.json").read_text())["training"]["data"])
+def _data(recipe: Recipe) -> str:
     seeds = recipe.training_seeds
     return (
         f"procedural phantoms, seeds {seeds.start} to {seeds.stop - 1}, rendered anew for every window; "

@@ -19,7 +19,7 @@ def test_every_recipe_of_the_package_parses(path: Path) -> None:
     recipe = read_recipe(path.stem)
     assert recipe.name == path.stem
     assert recipe == read_recipe(str(path))
-    assert recipe.warmup_steps < recipe.steps or recipe.warmup_steps == recipe.steps == 0
+    assert recipe.warmup_steps < recipe.steps
 
 
 def test_default_recipe_describes_the_compact_network() -> None:
@@ -39,7 +39,7 @@ def test_unknown_name_lists_the_known() -> None:
 @pytest.mark.parametrize(("old", "new", "said"), [
     ("steps =", "stepps =", r"stepps\n.*Extra inputs are not permitted"),
     ("seed =", "sead =", r"seed\n.*Field required"),
-    ("steps = 10000", 'steps = "many"', r"steps\n.*valid integer"),
+    ("steps = 7200", 'steps = "many"', r"steps\n.*valid integer"),
     ("overlap =", "over_lap =", r"model\.over_lap\n.*Extra inputs"),
     ("[model]", "[model", r"Expected '\]'"),
 ])  # fmt: skip
@@ -54,7 +54,7 @@ def test_errors_name_the_file_and_the_key(old: str, new: str, said: str, tmp_pat
 
 
 @pytest.mark.parametrize("change", [
-    {"steps": -1}, {"batch_size": 0}, {"patch": 56}, {"patch": 32}, {"learning_rate": 0.0}, {"ema_decay": 1.0},
+    {"steps": 0}, {"batch_size": 0}, {"patch": 56}, {"patch": 32}, {"learning_rate": 0.0}, {"ema_decay": 1.0},
     {"seed": -1}, {"save_every": 0}, {"loader_processes": -1},
 ])  # fmt: skip
 def test_impossible_numbers_are_refused(change: dict[str, Any]) -> None:

@@ -10,15 +10,13 @@ import torch
 
 from model_export.head import fold_head, write_head
 from model_export.onnx import export_backbone
-from tests.support.training import TINY_CONFIG, box_case, tiny_model, tiny_recipe, write_box_store
-from training.checkpoint import load_checkpoint
-from training.labels import LESIONS
+from tests.support.training import TINY_CONFIG, tiny_model, tiny_recipe, write_box_store
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.networks.compact import ResidualBlock
 from training.networks.universal import UniversalModel
-from training.store import write_case
 from training.text import random_text_embedding
 from training.train import RunFolder, train
-from training.warm_start import WarmStartError, settle_norms, start_from_bundle
+from training.warm_start import WarmStartError, renew_heads, settle_norms, start_from_bundle, start_from_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -143,17 +141,37 @@ def test_a_run_starts_from_a_bundle(bundle: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(rows), torch.from_numpy(fold_head(tiny_model(5)).K), atol=1e-4, rtol=0)
 
 
-def test_a_run_without_steps_keeps_the_weights_and_calibrates_them(bundle: Path, tmp_path: Path) -> None:
-    """What it was trained on is what its bundle says, not the phantoms of the recipe."""
-    whole = Path(shutil.copytree(bundle, tmp_path / "tiny-1.0.0"))
-    (whole / "manifest.json").write_text('{"training": {"data": "phantoms of another run"}}')
-    recipe = tiny_recipe(steps=0, calibration_phantoms=1)
+def test_a_run_starts_from_a_checkpoint(tmp_path: Path) -> None:
+    source = tiny_model(5)
+    recipe = tiny_recipe(steps=1, warmup_steps=0, learning_rate=1e-12, weight_decay=0.0, ema_decay=0.0)
+    start = tmp_path / "start.pt"
+    embedding, text = random_text_embedding(5)
+    save_checkpoint(start, source, label_names=(), text=text, training={"recipe": "first"})
     run = RunFolder(tmp_path / "run")
     write_box_store(run.store, recipe)
-    write_case(run.store, recipe.calibration_seeds[0], box_case(), source={})
-    kept = load_checkpoint(train(recipe, *random_text_embedding(0), run, start_from=whole))
-    rows = fold_head(kept.model).K
-    torch.testing.assert_close(torch.from_numpy(rows), torch.from_numpy(fold_head(tiny_model(5)).K), atol=1e-4, rtol=0)
-    assert kept.training["data"] == "phantoms of another run"
-    assert kept.training["steps"] == 0
-    assert kept.calibration.lesion_volumes_ml.keys() == {lesion.name for lesion in LESIONS}
+    started = load_checkpoint(train(recipe, embedding, text, run, start_from=start))
+    assert started.training["started from"] == "the checkpoint of the recipe first"
+    assert torch.allclose(started.model.controller.weight, source.controller.weight, atol=1e-6)
+
+
+def test_a_checkpoint_of_other_text_features_is_refused(tmp_path: Path) -> None:
+    start = tmp_path / "start.pt"
+    save_checkpoint(start, tiny_model(5), label_names=(), text=random_text_embedding(5)[1], training={})
+    with pytest.raises(WarmStartError, match="other text features"):
+        start_from_checkpoint(fresh(), start)
+
+
+def test_a_renewed_head_starts_as_a_new_one_and_the_others_stay() -> None:
+    model = tiny_model(5)
+    window = torch.rand(2, 1, 32, 32, 32) * 2 - 1
+    before = model.text_rows().detach()
+    torch.manual_seed(0)
+    renew_heads(model, [26, 31], window)
+    after = model.text_rows().detach()
+    others = [c for c in range(32) if c not in (26, 31)]
+    torch.testing.assert_close(after[others], before[others], atol=1e-4, rtol=0)
+    with torch.no_grad():
+        mean_head = model.head_params(model.backbone_outputs(window)[1]).mean(0)[[26, 31]]
+    assert mean_head[:, -1].tolist() == pytest.approx([-3.0, -3.0], abs=1e-3)  # as likely as a rare label is
+    assert mean_head[:, 136:152].abs().max() < 1e-3  # biases
+    assert mean_head[:, :136].std() == pytest.approx(0.5, abs=0.08)
