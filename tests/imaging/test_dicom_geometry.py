@@ -5,8 +5,9 @@ import pydicom
 import pytest
 
 from service.errors import InvalidGeometry
-from service.imaging.dicom import read_dicom_header
-from service.imaging.dicom_stack import sort_along_normal, stack_geometry
+from service.imaging.dicom import read_dicom_images
+from service.imaging.dicom_groups import sort_along_normal
+from service.imaging.dicom_stack import stack_geometry
 from tests.support.dicom_series import axial_affine, body_hu, write_ct_series
 from tests.support.reading import notice_codes, read_upload
 
@@ -26,9 +27,9 @@ def test_a_hand_worked_axial_series(tmp_path):
         ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
         ImagePositionPatient=lambda k: [-10, -20, [11, 5, 8][k]],
     )
-    images = sort_along_normal([read_dicom_header(path) for path in paths])
+    images = sort_along_normal([image for path in paths for image in read_dicom_images(path)])
     assert [image.position_mm[2] for image in images] == [5, 8, 11]
-    geometry = stack_geometry(images)
+    geometry, _ = stack_geometry(images)
     assert geometry.shape == (6, 4, 3)
     np.testing.assert_allclose(geometry.affine, [[-0.5, 0, 0, 10], [0, -0.8, 0, 20], [0, 0, 3, 5], [0, 0, 0, 1]])
     np.testing.assert_allclose(geometry.to_lps_mm([2, 3, 1]), [-10 + 2 * 0.5, -20 + 3 * 0.8, 8])

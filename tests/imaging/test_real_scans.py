@@ -15,9 +15,11 @@ from service.errors import (
     UnreadableUpload,
     UnsupportedVolume,
 )
-from service.imaging.dicom import is_dicom, quiet_pydicom, read_dicom_header
-from service.imaging.dicom_pixels import read_stored_values
-from service.imaging.dicom_stack import sort_along_normal, stack_geometry
+from service.imaging.dicom import is_dicom, read_dicom_images
+from service.imaging.dicom_groups import sort_along_normal
+from service.imaging.dicom_pixels import PixelSource
+from service.imaging.dicom_source import quiet_pydicom
+from service.imaging.dicom_stack import stack_geometry
 from service.imaging.isolation import IsolatedDecoder
 from tests.support.reading import notice_codes, read_upload, real_scan
 
