@@ -74,6 +74,7 @@ class Viscera:
         mode: str | None = None,
         overlap: float | None = None,
         postprocessing: str | None = None,
+        series: str | None = None,
         on_sent: Callable[[int], None] | None = None,
     ) -> JobDocument:
         """The new job for one study: one NIfTI file, one zip, or all files of a DICOM study.
@@ -85,13 +86,20 @@ class Viscera:
             mode: `accurate`, `balanced` or `fast`; the service's default otherwise.
             overlap: of neighbouring windows, 0 to 0.9; that of the mode otherwise.
             postprocessing: `viscera`, `reference` or `none`; the service's default otherwise.
+            series: SeriesInstanceUID of the CT series to segment (DICOM only); chosen by rule otherwise.
             on_sent: called with the number of bytes read for sending so far.
 
         Raises:
             ProblemError: the service refused the upload.
             UnreachableError: nothing answers.
         """
-        choices = {"model": model, "mode": mode, "overlap": overlap, "postprocessing": postprocessing}
+        choices = {
+            "model": model,
+            "mode": mode,
+            "overlap": overlap,
+            "postprocessing": postprocessing,
+            "series": series,
+        }
         fields = [(name, str(value)) for name, value in choices.items() if value is not None]
         fields += [("targets", target) for target in targets]
         form = _Form(fields, files, on_sent)

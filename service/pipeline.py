@@ -46,7 +46,7 @@ def segment_study(
     watch(Stage.READING, 0.0)
     with tempfile.TemporaryDirectory(prefix=".reading-", dir=out_dir) as scratch:
         study = read_study(upload, Path(scratch), limits)
-        series = select_ct_series(study)
+        series = select_ct_series(study, request.series)
         admit(series.geometry, manifest, len(predictor.labels))
         volume = read_volume(series, partial(watch, Stage.READING))
 

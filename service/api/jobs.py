@@ -82,6 +82,13 @@ UPLOAD_FORM: dict[str, Any] = {
                         "default": PostProcessing.VISCERA.value,
                         "description": "Rules that clean the masks: ours, the published implementation's, or none.",
                     },
+                    "series": {
+                        "type": "string",
+                        "pattern": "^[0-9.]{1,64}$",
+                        "description": "SeriesInstanceUID of the CT series to segment (DICOM only); chosen by rule "
+                        "otherwise.",
+                        "example": "1.2.840.113619.2.55.3.604688119.971.1",
+                    },
                 },
             },
             "encoding": {"files": {"contentType": "application/octet-stream"}},
@@ -209,7 +216,7 @@ def _accept(services: Services, job_id: str, upload: ReceivedUpload) -> JobView:
 
 def _segmentation_request(upload: ReceivedUpload) -> SegmentationRequest:
     """The choices that the form states; one that it leaves out or empty is the request's own default."""
-    single = {name: _single(upload, name) for name in ("mode", "overlap", "postprocessing")}
+    single = {name: _single(upload, name) for name in ("mode", "overlap", "postprocessing", "series")}
     choices: dict[str, object] = {"targets": _targets(upload) or None, **single}
     try:
         return SegmentationRequest.model_validate({k: v for k, v in choices.items() if v is not None})

@@ -17,7 +17,7 @@ from service.errors import EmptyUpload, RequestError, UnreadableUpload, UploadTo
 from service.storage import LocalStorage, storage_error
 
 FILE_FIELDS = ("files", "file")
-TEXT_FIELDS = ("model", "targets", "mode", "overlap", "postprocessing")
+TEXT_FIELDS = ("model", "targets", "mode", "overlap", "postprocessing", "series")
 MAX_TEXT_FIELDS = 64
 MAX_TEXT_BYTES = 4096
 KEPT_SUFFIXES = (".nii.gz", ".nii", ".zip")

@@ -43,6 +43,10 @@ OverlapOption = Annotated[
 PostProcessingOption = Annotated[
     PostProcessing, typer.Option(help="Rules that clean the masks: ours, the published implementation's, or none.")
 ]
+SeriesOption = Annotated[
+    str | None,
+    typer.Option(help="SeriesInstanceUID of the CT series to segment (DICOM only); chosen by rule otherwise."),
+]
 UrlOption = Annotated[str, typer.Option(help="Address of the service.", envvar="VISCERA_URL")]
 
 
@@ -111,13 +115,14 @@ def segment_command(
     mode: ModeOption = Mode.ACCURATE,
     overlap: OverlapOption = None,
     postprocessing: PostProcessingOption = PostProcessing.VISCERA,
+    series: SeriesOption = None,
     engine: Annotated[str | None, typer.Option(help="auto, openvino or onnxruntime.")] = None,
     precision: Annotated[str | None, typer.Option(help="A precision that the bundle offers: fp32, fp16, bf16.")] = None,
 ) -> int:
     """Segment studies here and now, without a service."""
     from service.cli.segment import segment
 
-    choices = request_of(_split(targets), mode, overlap, postprocessing)
+    choices = request_of(_split(targets), mode, overlap, postprocessing, series)
     return segment(studies, out, choices, bundle=bundle, engine=engine, precision=precision)
 
 
@@ -134,12 +139,13 @@ def submit_command(
     mode: ModeOption = Mode.ACCURATE,
     overlap: OverlapOption = None,
     postprocessing: PostProcessingOption = PostProcessing.VISCERA,
+    series: SeriesOption = None,
     url: UrlOption = DEFAULT_URL,
 ) -> int:
     """Send a study to a running service."""
     from service.cli.submit import submit
 
-    choices = request_of(_split(targets), mode, overlap, postprocessing)
+    choices = request_of(_split(targets), mode, overlap, postprocessing, series)
     return submit(study, choices, url=url, wait=wait or out is not None, out=out, model=model)
 
 
@@ -237,10 +243,13 @@ def request_of(
     mode: Mode = Mode.ACCURATE,
     overlap: float | None = None,
     postprocessing: PostProcessing = PostProcessing.VISCERA,
+    series: str | None = None,
 ) -> SegmentationRequest:
     """The choices as a request; a target that no model can have is a usage error."""
     try:
-        return SegmentationRequest(targets=targets or None, mode=mode, overlap=overlap, postprocessing=postprocessing)
+        return SegmentationRequest(
+            targets=targets or None, mode=mode, overlap=overlap, postprocessing=postprocessing, series=series
+        )
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -47,6 +47,7 @@ def _send(viscera: Viscera, files: Sequence[Path], model: str | None, request: S
             mode=request.mode,
             overlap=request.overlap,
             postprocessing=request.postprocessing,
+            series=request.series,
             on_sent=lambda sent: bar.update(sending, completed=sent),
         )
 

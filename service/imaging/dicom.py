@@ -12,7 +12,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from service.errors import DecodeFailed, VisceraError
-from service.imaging.dicom_source import open_dicom, quiet_pydicom, transfer_syntax_of
+from service.imaging.dicom_files import open_dicom, quiet_pydicom, transfer_syntax_of
 from service.imaging.dicom_values import Attributes, Layers, code_string, integer, items, number, numbers, text, texts
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"

@@ -19,7 +19,7 @@ from scipy import ndimage
 from service.errors import DecodeFailed, UploadTooLarge, VisceraError
 from service.imaging.codestream import declared_size
 from service.imaging.dicom import DicomImage
-from service.imaging.dicom_source import open_dicom, quiet_pydicom
+from service.imaging.dicom_files import open_dicom, quiet_pydicom
 from service.imaging.dicom_stack import DicomSeries
 from service.imaging.hounsfield import AIR_HU, ValueRange, accept_hounsfield, input_sha256, to_int16
 from service.imaging.isolation import IsolatedDecoder

@@ -79,7 +79,6 @@ def accept_hounsfield(hu: NDArray[np.int16], found: ValueRange) -> tuple[Notice,
         NotHounsfield: NaN, constant, normalised, 8-bit, inverted, offset by 1024, or out of any CT's range.
     """
     _check_range(found)
-    _check_not_inverted(hu, found)
     below = negative = metal = soft_tissue = 0
     for plane in hu:  # plane by plane: a comparison over the whole volume would double its memory
         padding = plane < AIR_HU
@@ -100,6 +99,7 @@ def accept_hounsfield(hu: NDArray[np.int16], found: ValueRange) -> tuple[Notice,
             f"{limits}, and almost none lies between {SOFT_TISSUE_HU[0]} and {SOFT_TISSUE_HU[1]} HU,"
             f" where soft tissue is. {_REMEDY}"
         )
+    _check_not_inverted(hu, found)
     if not below:
         return ()
     return (

@@ -119,7 +119,10 @@ def select_ct_series(study: Study, requested_uid: str | None = None) -> Series:
     if nifti:
         return replace(nifti[0], notices=study.notices + nifti[0].notices)
     stacks = [series for series in study.series if isinstance(series, DicomSeries)]
-    _check_one_patient(study.images if requested_uid is None else study.images_of(requested_uid))
+    images = study.images if requested_uid is None else study.images_of(requested_uid)
+    _check_one_patient(images)
+    if stacks:  # where none is usable, its own fault is the better answer
+        _check_one_study(images)
     chosen, candidates, notices = choose_series(stacks, study.refused, requested_uid)
     return replace(chosen, notices=study.notices + notices + chosen.notices, candidates=candidates)
 
@@ -238,16 +241,27 @@ def _read_headers(paths: list[Path], limits: ReadLimits) -> tuple[list[DicomImag
 
 
 def _check_one_patient(images: Sequence[DicomImage]) -> None:
-    """Refuse images of two patients or two studies; the identifiers themselves are not repeated.
+    """Refuse images of two patients; the identifiers themselves are not repeated.
 
     Raises:
-        MultiplePatients: with the numbers of both.
+        MultiplePatients: with their number.
     """
-    patients = len({image.patient for image in images})
-    studies = len({image.study_uid for image in images})
-    if patients > 1 or studies > 1:
+    if (patients := len({image.patient for image in images})) > 1:
         raise MultiplePatients(
-            f"The CT images carry {patients} different patient identifiers and {studies} different StudyInstanceUIDs."
+            f"The CT images carry {patients} different patient identifiers."
+            " Send one study of one patient, or name the series to segment."
+        )
+
+
+def _check_one_study(images: Sequence[DicomImage]) -> None:
+    """Refuse images of two studies.
+
+    Raises:
+        MultiplePatients: with their number.
+    """
+    if (studies := len({image.study_uid for image in images})) > 1:
+        raise MultiplePatients(
+            f"The CT images carry {studies} different StudyInstanceUIDs."
             " Send one study of one patient, or name the series to segment."
         )
 

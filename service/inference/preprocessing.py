@@ -59,9 +59,7 @@ def _on_model_grid(volume: Volume, grid: ModelGrid, preprocessing: Preprocessing
     return resample(seen, (x, y, z))
 
 
-def _upright(
-    seen: NDArray[np.generic], grid: ModelGrid, shear: Shear, interpolation: Interpolation
-) -> Float32:
+def _upright(seen: NDArray[np.generic], grid: ModelGrid, shear: Shear, interpolation: Interpolation) -> Float32:
     """A tilted stack on the rectangular grid: each slice is laid where it belongs, then slices are interpolated.
 
     Where no slice reaches there is air. It is what lies around a patient, and an edge that went on would be anatomy

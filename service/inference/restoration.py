@@ -298,7 +298,8 @@ class _WayBack:
     def _positions(self, a: int, slab: Box) -> NDArray[np.float64]:
         """Where the source voxels of `slab` lie on axis `a` of the whole model grid."""
         shift = 0.0 if self._shear is None else self._shear.shift(a, slab[self._shear.axis].start)
-        positions: NDArray[np.float64] = np.arange(slab[a].start, slab[a].stop) * self._steps[a] + shift
+        positions: NDArray[np.float64] = np.arange(slab[a].start, slab[a].stop, dtype=np.float64) * self._steps[a]
+        positions += shift
         return positions
 
     def _near_slice(self, inside: Box, slab: Box, axis: int) -> Box:
