@@ -32,7 +32,8 @@ from tests.support.reporting import PROVENANCE
 from tests.support.world_phantom import SHAPE, SPACING_MM, center_lps_mm, grid, hu_at, masks_at, places
 
 Change = Callable[[list[Path]], None]
-# The hand-made network answers once in 4 mm, which a ball of 15 mm shows; a mask one voxel off along any axis falls below one of these.
+# The hand-made network answers once in 4 mm, which a ball of 15 mm shows. A mask that is one voxel off along any axis
+# falls below one of these.
 LEAST_DICE = {"liver": 0.95, "liver_tumor": 0.84, "bone": 0.85}
 
 
@@ -58,7 +59,7 @@ def assert_on_the_voxels(masks: Masks, truth: dict[str, NDArray[np.bool_]]) -> N
 def assert_in_the_patient(findings: Findings) -> None:
     (lesion,) = findings.lesions
     assert np.linalg.norm(np.array(lesion.centroid_lps_mm) - center_lps_mm("liver_tumor")) < 1.0
-    assert lesion.volume_ml == pytest.approx(4 / 3 * np.pi * 0.75**3, rel=0.25)
+    assert lesion.volume_ml == pytest.approx(4 / 3 * np.pi * 0.75**3, rel=0.3)
     assert lesion.longest_axial_diameter_mm == pytest.approx(15.0, abs=3.0)
 
 
@@ -220,7 +221,7 @@ def numbered_backwards(dataset: Dataset, k: int) -> None:
             "duplicates-dropped",
         ),
         (turned(), {}, lambda paths: paths[13].unlink(), "slices-interpolated"),
-        (tilted(20), {}, lambda paths: [paths[n].unlink() for n in (8, 9)], "slices-interpolated"),
+        (tilted(20), {}, lambda paths: [paths[n].unlink() for n in (15, 16)], "slices-interpolated"),
     ],
     ids=["names", "numbers", "order", "copy", "gap", "tilted gap"],
 )
