@@ -221,7 +221,7 @@ def numbered_backwards(dataset: Dataset, k: int) -> None:
             "duplicates-dropped",
         ),
         (turned(), {}, lambda paths: paths[13].unlink(), "slices-interpolated"),
-        (tilted(20), {}, lambda paths: [paths[n].unlink() for n in (15, 16)], "slices-interpolated"),
+        (tilted(20), {}, lambda paths: [paths[n].unlink() for n in (6, 7)], "slices-interpolated"),
     ],
     ids=["names", "numbers", "order", "copy", "gap", "tilted gap"],
 )
