@@ -1,12 +1,14 @@
-"""Which CT series of a study is segmented, and why. The caller's word goes before the rule:
+"""Which CT series of a study is segmented, and why.
 
-axial before other planes            diameters and most training data are axial
-original before derived              reformats were interpolated once already
-enough coverage                      at least three quarters of the longest among these
-slices of at most 3 mm, then 5 mm    thicker ones hide what is smaller
-not a sharp kernel                   lung and bone kernels are noise to organs and lesions
-thinnest slices, then most of them
-lowest series number, then UID       equal so far: said with a warning
+    axial before other planes            diameters and most training data are axial
+    original before derived              reformats were interpolated once already
+    enough coverage                      at least three quarters of the longest among these
+    slices of at most 3 mm, then 5 mm    thicker ones hide what is smaller
+    not a sharp kernel                   lung and bone kernels are noise to organs and lesions
+    thinnest slices, then most of them
+    lowest series number, UID, acquisition number: equal so far, which is said with a warning
+
+The caller's word goes before this rule.
 """
 
 from collections.abc import Sequence
@@ -114,10 +116,11 @@ def _thickness_mm(series: DicomSeries) -> float:
     return max(series.images[0].slice_thickness_mm or 0.0, series.spacing.normal_spacing_mm)
 
 
-def _tie_break(series: DicomSeries) -> tuple[float, str, str]:
+def _tie_break(series: DicomSeries) -> tuple[float, str, float, str]:
     first = series.images[0]
     number = float("inf") if first.series_number is None else first.series_number
-    return number, series.uid, first.sop_instance_uid
+    acquisition = float("inf") if first.acquisition_number is None else first.acquisition_number
+    return number, series.uid, acquisition, first.sop_instance_uid
 
 
 def _why_chosen(best: Rank, second: Rank | None, *, requested: bool) -> str:

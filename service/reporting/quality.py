@@ -31,9 +31,9 @@ _REGIONS: Final[Mapping[str, frozenset[str]]] = {
 _AORTA: Final = "15825003"
 _PORTAL_VEIN: Final = "32764006"
 
-#: HU ranges in which a peak is looked for, and those in which it belongs.
+#: HU ranges in which a peak is looked for, and those in which it belongs. Lungs lie above what is looked at as air.
 _PEAKS: Final[Mapping[str, tuple[tuple[int, int], tuple[int, int]]]] = {
-    "air": ((-1023, -700), (-1023, -920)),
+    "air": ((-1023, -890), (-1023, -950)),
     "fat": ((-250, -20), (-140, -50)),
     "soft tissue": ((-19, 250), (0, 150)),
 }
