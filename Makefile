@@ -9,7 +9,7 @@ TEXT_EMBEDDINGS ?=
 SOURCES := pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow check check-static format openapi bench train-default clean
+.PHONY: help demo serve test test-slow check check-static format openapi bench bench-reading fuzz train-default clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -59,6 +59,12 @@ bench: $(VENV)/.dev ## side by side with the published way (STUDY=path; a phanto
 	@if [ -z "$(STUDY)" ]; then $(BIN)/viscera-train phantom --seed $(SEED) --spacing 1 1 3 --out $(OUT)/bench; fi
 	$(BIN)/python -m benchmarks.pipeline "$(if $(STUDY),$(STUDY),$(OUT)/bench/ct.nii.gz)"
 	$(BIN)/python -m benchmarks.window
+
+bench-reading: $(VENV)/.dev ## seconds to read 400 DICOM slices, uncompressed and lossless JPEG
+	$(BIN)/python -m benchmarks.reading
+
+fuzz: $(VENV)/.dev ## read 20,000 DICOM and NIfTI files with mutated headers; minutes
+	$(BIN)/python -m pytest -m slow tests/imaging/test_header_fuzz.py
 
 # glibc gives large tensors back to the system at every step otherwise: a seventh of the time (measured on two cores).
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184

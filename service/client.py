@@ -74,6 +74,7 @@ class Viscera:
         mode: str | None = None,
         overlap: float | None = None,
         postprocessing: str | None = None,
+        series: str | None = None,
         outputs: Sequence[str] = (),
         seg_type: str | None = None,
         deidentify: bool = False,
@@ -88,6 +89,7 @@ class Viscera:
             mode: `accurate`, `balanced` or `fast`; the service's default otherwise.
             overlap: of neighbouring windows, 0 to 0.9; that of the mode otherwise.
             postprocessing: `viscera`, `reference` or `none`; the service's default otherwise.
+            series: SeriesInstanceUID of the CT series to segment (DICOM only); chosen by rule otherwise.
             outputs: files to write, such as `seg`, `sr`, `rtstruct`; the service's default otherwise.
             seg_type: `binary` or `labelmap`, for the DICOM SEG of organs; the service's default otherwise.
             deidentify: leave patient and study out of the DICOM objects.
@@ -102,6 +104,7 @@ class Viscera:
             "mode": mode,
             "overlap": overlap,
             "postprocessing": postprocessing,
+            "series": series,
             "seg_type": seg_type,
             "deidentify": "true" if deidentify else None,
         }

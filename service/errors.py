@@ -7,10 +7,12 @@
     │   │   ├── UnsafeArchive         unsafe-archive
     │   │   └── UploadTooLarge        upload-too-large
     │   ├── UnsupportedModality       unsupported-modality
+    │   ├── SeriesNotFound            series-not-found
     │   ├── MultiplePatients          multiple-patients
     │   ├── UnsupportedVolume         unsupported-volume
     │   ├── TooFewSlices              too-few-slices
     │   ├── InvalidGeometry           invalid-geometry
+    │   │   └── MissingSlices         missing-slices
     │   ├── NotHounsfield             not-hu
     │   ├── DecodeFailed              decode-failed
     │   └── OutputNotPossible         output-not-possible
@@ -104,6 +106,13 @@ class UnsupportedModality(InputError):
     title = "No CT series found"
 
 
+class SeriesNotFound(InputError):
+    """The upload has no CT series with the SeriesInstanceUID that was asked for."""
+
+    code = "series-not-found"
+    title = "The series asked for is not in the upload"
+
+
 class MultiplePatients(InputError):
     """The files belong to more than one patient or study."""
 
@@ -130,6 +139,13 @@ class InvalidGeometry(InputError):
 
     code = "invalid-geometry"
     title = "The geometry of the scan is not usable"
+
+
+class MissingSlices(InvalidGeometry):
+    """More slices are missing than may be interpolated."""
+
+    code = "missing-slices"
+    title = "Slices are missing"
 
 
 class NotHounsfield(InputError):

@@ -48,7 +48,7 @@ def segment_study(
     watch(Stage.READING, 0.0)
     with tempfile.TemporaryDirectory(prefix=".reading-", dir=out_dir) as scratch:
         study = read_study(upload, Path(scratch), limits)
-        series = select_ct_series(study)
+        series = select_ct_series(study, request.series)
         outputs = plan_outputs(request, series)
         admit(series.geometry, manifest, len(predictor.labels))
         volume = outputs.noted_on(read_volume(series, partial(watch, Stage.READING)))

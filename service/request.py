@@ -87,6 +87,12 @@ class SegmentationRequest(BaseModel):
         description="Rules that clean the masks: `viscera`, `reference` (the published implementation's), or `none`.",
     )
 
+    series: str | None = Field(
+        default=None,
+        pattern=r"^[0-9.]{1,64}$",
+        description="SeriesInstanceUID of the CT series to segment (DICOM only); chosen by rule when absent.",
+        examples=["1.2.840.113619.2.55.3.604688119.971.1"],
+    )
     outputs: tuple[Output, ...] | None = Field(
         default=None,
         min_length=1,

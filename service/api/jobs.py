@@ -101,6 +101,13 @@ UPLOAD_FORM: dict[str, Any] = {
                         "default": False,
                         "description": "Leave patient, study identifiers and dates out of the DICOM objects.",
                     },
+                    "series": {
+                        "type": "string",
+                        "pattern": "^[0-9.]{1,64}$",
+                        "description": "SeriesInstanceUID of the CT series to segment (DICOM only); chosen by rule "
+                        "otherwise.",
+                        "example": "1.2.840.113619.2.55.3.604688119.971.1",
+                    },
                 },
             },
             "encoding": {"files": {"contentType": "application/octet-stream"}},
@@ -228,7 +235,10 @@ def _accept(services: Services, job_id: str, upload: ReceivedUpload) -> JobView:
 
 def _segmentation_request(upload: ReceivedUpload) -> SegmentationRequest:
     """The choices that the form states; one that it leaves out or empty is the request's own default."""
-    single = {name: _single(upload, name) for name in ("mode", "overlap", "postprocessing", "seg_type", "deidentify")}
+    single = {
+        name: _single(upload, name)
+        for name in ("mode", "overlap", "postprocessing", "series", "seg_type", "deidentify")
+    }
     several = {name: _several(upload, name) or None for name in ("targets", "outputs")}
     choices: dict[str, object] = {**several, **single}
     try:

@@ -18,7 +18,7 @@ from service.storage import LocalStorage, storage_error
 
 FILE_FIELDS = ("files", "file")
 TEXT_FIELDS = (
-    "model", "targets", "mode", "overlap", "postprocessing", "outputs", "seg_type", "deidentify",
+    "model", "targets", "mode", "overlap", "postprocessing", "series", "outputs", "seg_type", "deidentify",
 )  # fmt: skip
 MAX_TEXT_FIELDS = 64
 MAX_TEXT_BYTES = 4096

@@ -54,6 +54,10 @@ SegTypeOption = Annotated[SegType, typer.Option(help="Type of the DICOM SEG of o
 DeidentifyOption = Annotated[
     bool, typer.Option("--deidentify", help="Leave patient, study identifiers and dates out of the DICOM objects.")
 ]
+SeriesOption = Annotated[
+    str | None,
+    typer.Option(help="SeriesInstanceUID of the CT series to segment (DICOM only); chosen by rule otherwise."),
+]
 UrlOption = Annotated[str, typer.Option(help="Address of the service.", envvar="VISCERA_URL")]
 
 
@@ -122,6 +126,7 @@ def segment_command(
     mode: ModeOption = Mode.ACCURATE,
     overlap: OverlapOption = None,
     postprocessing: PostProcessingOption = PostProcessing.VISCERA,
+    series: SeriesOption = None,
     outputs: OutputsOption = None,
     seg_type: SegTypeOption = SegType.BINARY,
     deidentify: DeidentifyOption = False,
@@ -136,6 +141,7 @@ def segment_command(
         mode=mode,
         overlap=overlap,
         postprocessing=postprocessing,
+        series=series,
         outputs=_split(outputs),
         seg_type=seg_type,
         deidentify=deidentify,
@@ -156,6 +162,7 @@ def submit_command(
     mode: ModeOption = Mode.ACCURATE,
     overlap: OverlapOption = None,
     postprocessing: PostProcessingOption = PostProcessing.VISCERA,
+    series: SeriesOption = None,
     outputs: OutputsOption = None,
     seg_type: SegTypeOption = SegType.BINARY,
     deidentify: DeidentifyOption = False,
@@ -169,6 +176,7 @@ def submit_command(
         mode=mode,
         overlap=overlap,
         postprocessing=postprocessing,
+        series=series,
         outputs=_split(outputs),
         seg_type=seg_type,
         deidentify=deidentify,

@@ -47,6 +47,7 @@ def _send(viscera: Viscera, files: Sequence[Path], model: str | None, request: S
             mode=request.mode,
             overlap=request.overlap,
             postprocessing=request.postprocessing,
+            series=request.series,
             outputs=request.outputs or (),
             seg_type=request.seg_type,
             deidentify=request.deidentify,

@@ -1,22 +1,22 @@
 """The grid a scan must have before it is segmented, whatever its format.
 
-Masks land on the input's own grid, and resampling works axis by axis: the three voxel axes must be perpendicular and
-the spacing that of a CT of a person. What is not so is refused with the measured value; nothing is guessed.
+Masks land on the input's own grid. Two voxel axes must be perpendicular; the third may lean on their plane, as the
+slices of a tilted gantry do, and the spacing must be that of a CT of a person. What is not so is refused with the
+measured value; nothing is guessed.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.errors import InvalidGeometry, TooFewSlices, UploadTooLarge
 from service.imaging.geometry import Affine, Geometry, Shape
 from service.imaging.limits import ReadLimits
+from service.imaging.volume import Notice
 
 #: A shorter stack shows no organ whole and fills less than a fifth of one inference window (10 x 2 mm of 192 mm).
 MIN_SLICES = 10
 
-#: Cosine of the angle between two voxel axes. 0.002 is 0.11 degrees: 1 mm of displacement over 500 mm. Rounding of
-#: direction cosines to 4 decimals stays below 0.0002; a gantry tilt of 1 degree is 0.017.
-MAX_AXIS_COSINE = 2e-3
+#: Gantries tilt by up to 30 degrees; what leans further is no scan but a broken affine.
+MAX_TILT_DEGREES = 45.0
 
 #: Spacing outside these is no CT of a person, or is not in millimetres.
 MIN_SPACING_MM = 0.1
@@ -46,7 +46,7 @@ def checked_geometry(shape: Shape, affine: Affine) -> Geometry:
     """The geometry of a grid that can be segmented.
 
     Raises:
-        InvalidGeometry: not finite, singular, sheared (also a gantry tilt), or spaced like nothing a CT scanner makes.
+        InvalidGeometry: not finite, singular, sheared as no gantry tilts, or spaced like nothing a CT scanner makes.
     """
     if not np.isfinite(affine).all():
         raise InvalidGeometry(
@@ -65,24 +65,44 @@ def checked_geometry(shape: Shape, affine: Affine) -> Geometry:
             "The voxel spacing is " + " x ".join(f"{s:.4g}" for s in spacing) + f" mm; between {MIN_SPACING_MM:g} and"
             f" {MAX_SPACING_MM:g} mm is expected. Check that the geometry is stated in millimetres."
         )
-    _check_perpendicular(axes / spacing)
-    return Geometry(shape, affine + 0.0)  # + 0.0: no -0 in what is written out
+    if np.linalg.matrix_rank(axes / spacing, tol=1e-6) < 3:
+        raise InvalidGeometry("The affine is singular: voxel axes are parallel. Convert the scan from DICOM again.")
+    geometry = Geometry(shape, affine + 0.0)  # + 0.0: no -0 in what is written out
+    _check_shear(geometry)
+    return geometry
 
 
-def _check_perpendicular(unit_axes: NDArray[np.float64]) -> None:
-    """Refuse sheared axes; columns of `unit_axes` (3, 3) are the directions of i, j, k."""
-    cosines = np.abs(unit_axes.T @ unit_axes - np.eye(3))
-    if cosines.max() > MAX_AXIS_COSINE:
-        first, second = np.unravel_index(int(cosines.argmax()), cosines.shape)
-        off_degrees = np.degrees(np.arcsin(min(1.0, float(cosines.max()))))
-        if off_degrees > 89.9:
-            raise InvalidGeometry(
-                "The affine is singular: two voxel axes are parallel. Convert the scan from DICOM again."
-            )
-        names = "ijk"
+def tilt_notices(geometry: Geometry) -> tuple[Notice, ...]:
+    """That a grid is sheared, and what happens to it; nothing for a rectangular one."""
+    if geometry.sheared_axis is None:
+        return ()
+    return (
+        Notice(
+            "gantry-tilt",
+            f"The slices are tilted by {geometry.tilt_degrees:.1f} degrees. The scan was segmented on a rectangular"
+            " grid; the masks lie on the tilted slices.",
+        ),
+    )
+
+
+def _check_shear(geometry: Geometry) -> None:
+    """Refuse axes that lean too far, or in a way that no stack of slices has.
+
+    Raises:
+        InvalidGeometry: with the measured angle.
+    """
+    try:
+        tilt = geometry.tilt_degrees
+    except ValueError as error:
+        unit = geometry.affine[:3, :3] / np.array(geometry.spacing_mm)
+        off = np.degrees(np.arcsin(np.clip(np.abs(unit.T @ unit - np.eye(3)), 0.0, 1.0)))
+        pairs = ", ".join(f"{a} and {b} by {off['ijk'.index(a), 'ijk'.index(b)]:.2f}" for a, b in ("ij", "ik", "jk"))
         raise InvalidGeometry(
-            f"The voxel axes {names[first]} and {names[second]} are {off_degrees:.2f} degrees off a right angle"
-            " (a gantry tilt or a sheared affine). Resample the scan to a rectangular grid, for example with dcm2niix."
+            f"All three voxel axes are off a right angle ({pairs} degrees), as no stack of slices is."
+            " Resample the scan to a rectangular grid."
+        ) from error
+    if tilt > MAX_TILT_DEGREES:
+        raise InvalidGeometry(
+            f"The slices are tilted by {tilt:.1f} degrees; up to {MAX_TILT_DEGREES:g} are read."
+            " Resample the scan to a rectangular grid, for example with dcm2niix."
         )
-    if abs(np.linalg.det(unit_axes)) < 0.5:
-        raise InvalidGeometry("The affine is singular. Convert the scan from DICOM again.")

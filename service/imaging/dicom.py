@@ -1,25 +1,19 @@
-"""One DICOM file as the attributes that reading a CT needs.
+"""DICOM objects as the attributes that reading a CT needs: one header for each image, or for each frame of an object.
 
 pydicom is asked for these attributes only, and never for pixels. Values come from strangers: each is taken if it is
 well formed and is None otherwise; what must be there is decided where it is used, not here.
 """
 
-import logging
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from service.errors import DecodeFailed
+from service.errors import DecodeFailed, VisceraError
+from service.imaging.dicom_files import open_dicom, quiet_pydicom, transfer_syntax_of
+from service.imaging.dicom_values import Attributes, Layers, code_string, integer, items, number, numbers, text, texts
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 MULTI_FRAME_CT_STORAGE = (
@@ -32,44 +26,62 @@ Orientation = tuple[float, ...]
 
 _TAGS = (
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID",
-    "PatientName", "Modality", "ImageType", "SeriesNumber", "InstanceNumber", "NumberOfFrames", "Rows", "Columns",
+    "PatientName", "Modality", "ImageType", "SeriesNumber", "AcquisitionNumber", "NumberOfFrames", "Rows", "Columns",
     "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation",
-    "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness", "RescaleSlope",
-    "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit",
+    "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness", "ConvolutionKernel",
+    "GantryDetectorTilt", "ContrastBolusAgent", "RescaleSlope", "RescaleIntercept", "RescaleType",
+    "ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+)  # fmt: skip
+
+# The macros of a multi-frame CT that hold what a single image has at its top level (PS3.3 A.38.1.4 and A.70.1.4).
+_MACROS = (
+    "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
+    "CTImageFrameTypeSequence", "CTReconstructionSequence", "CTAcquisitionDetailsSequence", "FrameContentSequence",
+    "UnassignedSharedConvertedAttributesSequence", "UnassignedPerFrameConvertedAttributesSequence",
 )  # fmt: skip
 
 # Files without preamble begin with an element of group 0008 (or 0002), little endian, as old archives wrote them.
 _BARE_DATASET = re.compile(rb"[\x02\x08]\x00[\x00-\x1f]\x00", re.DOTALL)
 
-_UID = re.compile(r"[0-9.]{1,64}")
-_QUOTING_LOGGERS = ("pydicom", "pylibjpeg", "openjpeg", "highdicom")
-_CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
+# Beyond a kilometre a number is no place in a scanner, and would overflow where places are subtracted.
+_FARTHEST_MM = 1e6
+
+_SCOUT_TYPES = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
+_SCREEN_TYPES = {"SCREEN SAVE", "DOSE", "DOSE_INFO", "PROTOCOL", "CT_SOM5 PROT"}
 
 
 class ObjectKind(StrEnum):
     """What a DICOM object is to the reader of a CT."""
 
-    CT_IMAGE = "ct-image"  #: a single-frame CT image
+    CT_IMAGE = "ct-image"  #: a CT image, or a frame of a multi-frame CT
     LOCALIZER = "localizer"  #: a scout view, CT by modality
-    MULTI_FRAME_CT = "multi-frame-ct"  #: Enhanced CT
-    OTHER = "other"  #: anything else: SEG, SR, PT, secondary capture, DICOMDIR
+    MULTI_FRAME_CT = "multi-frame-ct"  #: frames that do not say where they lie
+    OTHER = "other"  #: anything else: SEG, SR, PT, secondary capture, dose page, DICOMDIR
 
 
 @dataclass(frozen=True)
 class DicomImage:
-    """The header of one DICOM object; lengths in mm, directions and positions in LPS."""
+    """The header of one DICOM image; lengths in mm, directions and positions in LPS.
+
+    `frame` counts from 0 in a multi-frame object and is None in an object that is one image.
+    """
 
     path: Path
     kind: ObjectKind
     modality: str
     transfer_syntax: str
+    frame: int | None = None
+    frames: int = 1
     sop_instance_uid: str = ""
     series_uid: str = ""
     study_uid: str = ""
     frame_of_reference_uid: str = ""
     patient: str = ""
     image_type: tuple[str, ...] = ()
+    kernel: str = ""
     series_number: int | None = None
+    acquisition_number: int | None = None
     rows: int = 0
     columns: int = 0
     samples_per_pixel: int = 1
@@ -81,6 +93,8 @@ class DicomImage:
     orientation: Orientation | None = None
     position_mm: tuple[float, ...] | None = None
     slice_thickness_mm: float | None = None
+    gantry_tilt_degrees: float | None = None
+    has_contrast_agent: bool = False
     rescale_slope: float | None = None
     rescale_intercept: float | None = None
     rescale_type: str = ""
@@ -93,180 +107,117 @@ def is_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM" or _BARE_DATASET.match(head) is not None
 
 
-def is_uid(text: str) -> bool:
-    """Whether a text can stand in results as a UID; anything else may hold patient data."""
-    return _UID.fullmatch(text) is not None
-
-
-@contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """Silence the warnings and logs of pydicom and its codecs: they quote values of the file, maybe patient data.
-
-    Both switches are the process's, so use this around a thread pool, not inside its threads.
-    """
-    levels = {logger: logger.level for logger in map(logging.getLogger, _QUOTING_LOGGERS)}
-    for logger in levels:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
-
-
-def read_dicom_header(path: Path) -> DicomImage:
-    """The header of one file that looks like DICOM.
+def read_dicom_images(path: Path) -> tuple[DicomImage, ...]:
+    """The header of one file that looks like DICOM: one image, or as many as a multi-frame CT has frames.
 
     Raises:
-        DecodeFailed: the header is damaged, or a CT image is deflated as a whole.
+        DecodeFailed: the header is damaged.
+        UnsafeArchive: a deflated file expands out of proportion.
     """
     try:
         with quiet_pydicom():
-            meta = pydicom.filereader.read_file_meta_info(path) if _has_preamble(path) else Dataset()
-            if _text(meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-                return _deflated(path, meta)
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
-            return _image(path, dataset)
-    except DecodeFailed:
+            dataset = open_dicom(path, _TAGS)
+            groups = items(dataset, "PerFrameFunctionalGroupsSequence")
+            kind = _kind(dataset, has_frames=bool(groups))
+            if kind is not ObjectKind.CT_IMAGE or not groups:
+                return (_image(path, dataset, dataset, kind),)
+            return _frames(path, dataset, groups)
+    except VisceraError:
         raise
     except Exception as error:  # a damaged header surfaces as almost any exception of pydicom's parsers
         raise DecodeFailed("A DICOM file has a damaged header. Export the series again.") from error
 
 
-def transfer_syntax_of(dataset: Dataset) -> str:
-    """The stated transfer syntax, or for a file without meta information the encoding that pydicom found."""
-    stated = _text(getattr(dataset, "file_meta", Dataset()), "TransferSyntaxUID")
-    if stated:
-        return stated
-    implicit, _ = dataset.original_encoding
-    return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian)
-
-
-def _has_preamble(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def _deflated(path: Path, meta: Dataset) -> DicomImage:
-    """A deflated file, which pydicom would inflate without a bound; told apart by its meta information alone.
+def _frames(path: Path, dataset: Dataset, groups: list[Dataset]) -> tuple[DicomImage, ...]:
+    """One image for each frame of a multi-frame CT (PS3.3 C.7.6.16).
 
     Raises:
-        DecodeFailed: it is a CT image.
+        DecodeFailed: the functional groups do not fit the number of frames.
     """
-    if _text(meta, "MediaStorageSOPClassUID") in (CT_IMAGE_STORAGE, *MULTI_FRAME_CT_STORAGE, ""):
+    count = integer(dataset, "NumberOfFrames") or 1
+    if count != len(groups):
         raise DecodeFailed(
-            "The CT images use the Deflated transfer syntax, which is not read."
-            " Export them uncompressed or with a lossless image compression."
+            f"A multi-frame CT states {count} frames and describes {len(groups)}. Export the series again."
         )
-    return DicomImage(path, ObjectKind.OTHER, modality="", transfer_syntax=DeflatedExplicitVRLittleEndian)
+    shared = [part for group in items(dataset, "SharedFunctionalGroupsSequence") for part in _macros(group)]
+    return tuple(
+        _image(path, Layers([*_macros(group), *shared, dataset]), dataset, ObjectKind.CT_IMAGE, frame, count)
+        for frame, group in enumerate(groups)
+    )
 
 
-def _image(path: Path, dataset: Dataset) -> DicomImage:
-    image_type = tuple(value.upper() for value in _texts(dataset, "ImageType"))
-    bits_allocated = _integer(dataset, "BitsAllocated") or 0
+def _macros(group: Dataset) -> list[Dataset]:
+    return [item for keyword in _MACROS for item in items(group, keyword)[:1]]
+
+
+def _image(
+    path: Path, attributes: Attributes, dataset: Dataset, kind: ObjectKind, frame: int | None = None, frames: int = 1
+) -> DicomImage:
+    image_type = texts(attributes, "FrameType") or texts(attributes, "ImageType")
+    bits_allocated = integer(attributes, "BitsAllocated") or 0
+    acquisition = integer(attributes, "FrameAcquisitionNumber")
     return DicomImage(
         path=path,
-        kind=_kind(dataset, image_type),
-        modality=_modality(dataset),
+        kind=kind,
+        modality=code_string(attributes, "Modality"),
         transfer_syntax=transfer_syntax_of(dataset),
-        sop_instance_uid=_text(dataset, "SOPInstanceUID"),
-        series_uid=_text(dataset, "SeriesInstanceUID"),
-        study_uid=_text(dataset, "StudyInstanceUID"),
-        frame_of_reference_uid=_text(dataset, "FrameOfReferenceUID"),
-        patient=_text(dataset, "PatientID") or _text(dataset, "PatientName"),
-        image_type=image_type,
-        series_number=_integer(dataset, "SeriesNumber"),
-        rows=_integer(dataset, "Rows") or 0,
-        columns=_integer(dataset, "Columns") or 0,
-        samples_per_pixel=_integer(dataset, "SamplesPerPixel") or 1,
-        photometric_interpretation=_text(dataset, "PhotometricInterpretation").upper(),
+        frame=frame,
+        frames=frames,
+        sop_instance_uid=text(attributes, "SOPInstanceUID"),
+        series_uid=text(attributes, "SeriesInstanceUID"),
+        study_uid=text(attributes, "StudyInstanceUID"),
+        frame_of_reference_uid=text(attributes, "FrameOfReferenceUID"),
+        patient=text(attributes, "PatientID") or text(attributes, "PatientName"),
+        image_type=tuple(value.upper() for value in image_type),
+        kernel=text(attributes, "ConvolutionKernel"),
+        series_number=integer(attributes, "SeriesNumber"),
+        acquisition_number=integer(attributes, "AcquisitionNumber") if acquisition is None else acquisition,
+        rows=integer(attributes, "Rows") or 0,
+        columns=integer(attributes, "Columns") or 0,
+        samples_per_pixel=integer(attributes, "SamplesPerPixel") or 1,
+        photometric_interpretation=text(attributes, "PhotometricInterpretation").upper(),
         bits_allocated=bits_allocated,
-        bits_stored=_integer(dataset, "BitsStored") or bits_allocated,
-        signed=_integer(dataset, "PixelRepresentation") == 1,
-        pixel_spacing_mm=_numbers(dataset, "PixelSpacing", 2),
-        orientation=_numbers(dataset, "ImageOrientationPatient", 6),
-        position_mm=_numbers(dataset, "ImagePositionPatient", 3),
-        slice_thickness_mm=_number(dataset, "SliceThickness"),
-        rescale_slope=_number(dataset, "RescaleSlope"),
-        rescale_intercept=_number(dataset, "RescaleIntercept"),
-        rescale_type=_text(dataset, "RescaleType").upper(),
-        has_modality_lut=bool(dataset.get("ModalityLUTSequence")),
-        padding=_padding(dataset),
+        bits_stored=integer(attributes, "BitsStored") or bits_allocated,
+        signed=integer(attributes, "PixelRepresentation") == 1,
+        pixel_spacing_mm=numbers(attributes, "PixelSpacing", 2, _FARTHEST_MM),
+        orientation=numbers(attributes, "ImageOrientationPatient", 6, _FARTHEST_MM),
+        position_mm=numbers(attributes, "ImagePositionPatient", 3, _FARTHEST_MM),
+        slice_thickness_mm=number(attributes, "SliceThickness"),
+        gantry_tilt_degrees=number(attributes, "GantryDetectorTilt"),
+        has_contrast_agent=bool(text(attributes, "ContrastBolusAgent")),
+        rescale_slope=number(attributes, "RescaleSlope"),
+        rescale_intercept=number(attributes, "RescaleIntercept"),
+        rescale_type=text(attributes, "RescaleType").upper(),
+        has_modality_lut=bool(attributes.get("ModalityLUTSequence")),
+        padding=_padding(attributes),
     )
 
 
-def _kind(dataset: Dataset, image_type: tuple[str, ...]) -> ObjectKind:
-    sop_class = _text(dataset, "SOPClassUID")
-    if sop_class in MULTI_FRAME_CT_STORAGE:
-        return ObjectKind.MULTI_FRAME_CT
+def _kind(dataset: Dataset, *, has_frames: bool) -> ObjectKind:
+    meta = getattr(dataset, "file_meta", Dataset())
+    sop_class = text(dataset, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
+    modality = text(dataset, "Modality").upper()
+    image_type = {value.upper() for value in texts(dataset, "ImageType")}
     # Anonymisers empty the SOP class; then modality and the presence of an image decide.
     # A CT class with another modality is contradictory; the modality is believed: nothing is guessed to be CT.
-    modality = _text(dataset, "Modality").upper()
-    is_ct = (sop_class == CT_IMAGE_STORAGE and modality in {"", "CT"}) or (
+    is_ct = (sop_class in (CT_IMAGE_STORAGE, *MULTI_FRAME_CT_STORAGE) and modality in {"", "CT"}) or (
         not sop_class and modality == "CT" and "Rows" in dataset
     )
-    if not is_ct:
+    if not is_ct or image_type & _SCREEN_TYPES:
         return ObjectKind.OTHER
-    if "LOCALIZER" in image_type:
+    if image_type & _SCOUT_TYPES:
         return ObjectKind.LOCALIZER
-    return ObjectKind.MULTI_FRAME_CT if (_integer(dataset, "NumberOfFrames") or 1) > 1 else ObjectKind.CT_IMAGE
+    is_multi_frame = sop_class in MULTI_FRAME_CT_STORAGE or (integer(dataset, "NumberOfFrames") or 1) > 1
+    return ObjectKind.MULTI_FRAME_CT if is_multi_frame and not has_frames else ObjectKind.CT_IMAGE
 
 
-def _modality(dataset: Dataset) -> str:
-    """The modality if it is a code string; anything else is not repeated to anyone."""
-    modality = _text(dataset, "Modality").upper()
-    return modality if _CODE_STRING.fullmatch(modality) else ""
-
-
-def _padding(dataset: Dataset) -> tuple[int, int] | None:
-    value = _integer(dataset, "PixelPaddingValue")
+def _padding(attributes: Attributes) -> tuple[int, int] | None:
+    value = integer(attributes, "PixelPaddingValue")
     if value is None:
         return None
-    limit = _integer(dataset, "PixelPaddingRangeLimit")
+    limit = integer(attributes, "PixelPaddingRangeLimit")
     limit = value if limit is None else limit
-    if _integer(dataset, "PixelRepresentation") == 1:
+    if integer(attributes, "PixelRepresentation") == 1:
         # Written as US by files whose pixels are SS: -2000 then reads 63536.
         value, limit = (v - 65536 if 32767 < v < 65536 else v for v in (value, limit))
     return min(value, limit), max(value, limit)
-
-
-def _texts(dataset: Dataset, keyword: str) -> list[str]:
-    value = _value(dataset, keyword)
-    if value is None:
-        return []
-    many = list(value) if isinstance(value, MultiValue) else [value]
-    return [str(item).strip().strip("\0") for item in many]
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    return "\\".join(_texts(dataset, keyword))
-
-
-def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    """Exactly `count` finite numbers, or None."""
-    try:
-        numbers = tuple(float(text) for text in _texts(dataset, keyword))
-    except (ValueError, OverflowError):
-        return None
-    return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
-
-
-def _number(dataset: Dataset, keyword: str) -> float | None:
-    numbers = _numbers(dataset, keyword, 1)
-    return numbers[0] if numbers else None
-
-
-def _integer(dataset: Dataset, keyword: str) -> int | None:
-    number = _number(dataset, keyword)
-    return int(number) if number is not None else None
-
-
-def _value(dataset: Dataset, keyword: str) -> object | None:
-    """The element's value, or None where it is absent, empty or malformed."""
-    try:
-        value: object | None = dataset.get(keyword)
-    except (ValueError, TypeError, OverflowError, ArithmeticError, AttributeError, NotImplementedError):
-        return None
-    return value

@@ -3,6 +3,9 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import pairwise
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,11 +18,12 @@ from scipy import ndimage
 
 from service.errors import DecodeFailed, UploadTooLarge, VisceraError
 from service.imaging.codestream import declared_size
-from service.imaging.dicom import DicomImage, quiet_pydicom
+from service.imaging.dicom import DicomImage
+from service.imaging.dicom_files import open_dicom, quiet_pydicom
 from service.imaging.dicom_stack import DicomSeries
 from service.imaging.hounsfield import AIR_HU, ValueRange, accept_hounsfield, input_sha256, to_int16
 from service.imaging.isolation import IsolatedDecoder
-from service.imaging.volume import SourceFormat, Volume
+from service.imaging.volume import Acquisition, SourceFormat, Volume
 
 # One decoder per compressed syntax, so that a file gives the same pixels on every machine: one that fails cleanly on
 # damaged data, then the quicker one. RLE: pylibjpeg is four times as quick, but damaged data make it panic past `except
@@ -43,6 +47,9 @@ _ISOLATED = (
     pydicom.uid.JPEGLosslessSV1,
 )
 
+# A slice that leans by less is straight above its neighbour.
+_STRAIGHT_PIXELS = 0.01
+
 # The codecs let other threads run; more than this only multiplies memory.
 _MAX_THREADS = 4
 
@@ -50,7 +57,7 @@ _MAX_THREADS = 4
 def read_dicom(series: DicomSeries, progress: Callable[[float], None]) -> Volume:
     """The volume of a DICOM series: i along the rows' direction (columns), j down the columns (rows), k by slice.
 
-    `hu` is int16 with air at -1024 and above.
+    `hu` is int16 with air at -1024 and above; slices that are missing are interpolated from their neighbours.
 
     Raises:
         DecodeFailed: pixel data missing, cut short, damaged, or in a syntax without decoder.
@@ -61,9 +68,11 @@ def read_dicom(series: DicomSeries, progress: Callable[[float], None]) -> Volume
     try:
         planes: NDArray[np.int16] = np.empty((slices, rows, columns), dtype=np.int16)
         found = _read_planes(series, planes, progress)
+        fill_gaps(planes, series)
     except MemoryError as error:
         raise UploadTooLarge("The series does not fit in this machine's memory. Send fewer slices.") from error
     notices = accept_hounsfield(planes, found)
+    first = series.images[0]
     return Volume(
         hu=planes.T,
         geometry=series.geometry,
@@ -71,37 +80,73 @@ def read_dicom(series: DicomSeries, progress: Callable[[float], None]) -> Volume
         input_sha256=input_sha256(planes.T, series.geometry.affine),
         sop_instance_uids=series.sop_instance_uids,
         notices=series.notices + notices,
+        frame_numbers=series.frame_numbers,
+        candidates=series.candidates,
+        acquisition=Acquisition(
+            modality=first.modality,
+            slice_thickness_mm=first.slice_thickness_mm,
+            largest_deviation_mm=series.spacing.largest_deviation_mm,
+            interpolated_slices=series.spacing.missing,
+            has_contrast_agent=first.has_contrast_agent,
+        ),
     )
+
+
+def fill_gaps(planes: NDArray[np.int16], series: DicomSeries) -> None:
+    """Interpolate the missing slices of `planes` (k, j, i) between their neighbours, straight along the normal."""
+    affine, places = series.geometry.affine, series.spacing.places
+    # How far, in pixels down and along the rows, a slice lies from straight above the one before it.
+    lean = [float(affine[:3, 2] @ affine[:3, axis]) / float(affine[:3, axis] @ affine[:3, axis]) for axis in (1, 0)]
+    for below, above in pairwise(places):
+        for k in range(below + 1, above):
+            share = (k - below) / (above - below)
+            lower = _moved(planes[below], [(k - below) * pixels for pixels in lean])
+            upper = _moved(planes[above], [(k - above) * pixels for pixels in lean])
+            planes[k] = np.rint((1.0 - share) * lower + share * upper)
+
+
+def _moved(plane: NDArray[np.int16], pixels: list[float]) -> NDArray[np.float32]:
+    """What lies in `plane` at the pixels of a slice that is moved by so many pixels (rows, columns)."""
+    values = plane.astype(np.float32)
+    if max(map(abs, pixels)) < _STRAIGHT_PIXELS:
+        return values
+    moved: NDArray[np.float32] = ndimage.shift(values, [-shift for shift in pixels], order=1, mode="nearest")
+    return moved
 
 
 def _read_planes(series: DicomSeries, planes: NDArray[np.int16], progress: Callable[[float], None]) -> ValueRange:
     """Fill `planes` (k, j, i) from a few threads; the range of the values before rounding."""
 
-    def read_plane(k: int) -> ValueRange:
+    def read_plane(place: int, image: DicomImage) -> ValueRange:
         found = ValueRange()
-        planes[k] = _plane_hu(series.images[k], gdcm, found)
+        planes[place] = _plane_hu(image, source, found)
         return found
 
     found = ValueRange()
-    executor = ThreadPoolExecutor(max_workers=min(_MAX_THREADS, os.cpu_count() or 1))
-    with quiet_pydicom(), IsolatedDecoder() as gdcm:
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    executor = ThreadPoolExecutor(max_workers=threads)
+    with quiet_pydicom(), IsolatedDecoder(threads) as gdcm:
+        source = PixelSource(gdcm)
         try:
-            futures = [executor.submit(read_plane, k) for k in range(len(planes))]
+            futures = [
+                executor.submit(read_plane, place, image)
+                for place, image in zip(series.spacing.places, series.images, strict=True)
+            ]
             for done, future in enumerate(as_completed(futures), start=1):
                 found.merge(future.result())
-                progress(done / len(planes))
+                progress(done / len(futures))
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
     return found
 
 
-def _plane_hu(image: DicomImage, gdcm: IsolatedDecoder, found: ValueRange) -> NDArray[np.int16]:
+def _plane_hu(image: DicomImage, source: "PixelSource", found: ValueRange) -> NDArray[np.int16]:
     """One image in HU (rows, columns), padding as air; widens `found` by the exact values.
 
     Raises:
         DecodeFailed: see `read_dicom`.
     """
-    stored = read_stored_values(image, gdcm)
+    stored = source.read(image)
     padding = _padding_mask(image, stored)
     values = _rescaled(image, stored)
     found.include(values if padding is None else values[~padding])
@@ -138,35 +183,53 @@ def _padding_mask(image: DicomImage, stored: NDArray[Any]) -> NDArray[np.bool_] 
     return mask if mask.any() else None
 
 
-def read_stored_values(image: DicomImage, gdcm: IsolatedDecoder) -> NDArray[Any]:
-    """The pixels as stored (rows, columns), signed or unsigned.
+class PixelSource:
+    """Pixels of images as they are stored, from any thread; a multi-frame object is read from disk once."""
 
-    Raises:
-        DecodeFailed: see `read_dicom`.
-    """
-    syntax = pydicom.uid.UID(image.transfer_syntax)
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError as error:
-        raise DecodeFailed(
-            "The images are in a transfer syntax that is not read (video or private). Export them uncompressed."
-        ) from error
-    try:
-        dataset = pydicom.dcmread(image.path, force=True)
-        _check_declared_size(image, dataset, syntax)
-        if syntax in _ISOLATED:
-            stored = gdcm.decode(image.path, syntax)
-        else:
-            stored, _ = decoder.as_array(dataset, decoding_plugin=_PLUGINS.get(syntax, ""))
-    except VisceraError:
-        raise
-    except Exception as error:  # damaged pixel data surface as almost any exception of five decoders
-        raise DecodeFailed(
-            f"The pixel data of an image ({syntax.name}) are damaged or cut short. Export the series again."
-        ) from error
-    if stored.shape != (image.rows, image.columns):
-        raise DecodeFailed("The pixel data of an image do not fit its stated matrix. Export the series again.")
-    return stored
+    def __init__(self, gdcm: IsolatedDecoder) -> None:
+        self._gdcm = gdcm
+        self._lock = Lock()
+        self._latest: tuple[Path, Dataset] | None = None
+
+    def read(self, image: DicomImage) -> NDArray[Any]:
+        """The pixels (rows, columns), signed or unsigned.
+
+        Raises:
+            DecodeFailed: see `read_dicom`.
+        """
+        syntax = pydicom.uid.UID(image.transfer_syntax)
+        try:
+            decoder = get_decoder(syntax)
+        except NotImplementedError as error:
+            raise DecodeFailed(
+                "The images are in a transfer syntax that is not read (video or private). Export them uncompressed."
+            ) from error
+        try:
+            dataset = self._dataset(image)
+            _check_declared_size(image, dataset, syntax)
+            frame = image.frame or 0
+            if syntax in _ISOLATED:
+                stored = self._gdcm.decode(image.path, syntax, frame)
+            else:
+                stored, _ = decoder.as_array(dataset, index=frame, decoding_plugin=_PLUGINS.get(syntax, ""))
+        except VisceraError:
+            raise
+        except Exception as error:  # damaged pixel data surface as almost any exception of five decoders
+            raise DecodeFailed(
+                f"The pixel data of an image ({syntax.name}) are damaged or cut short. Export the series again."
+            ) from error
+        if stored.shape != (image.rows, image.columns):
+            raise DecodeFailed("The pixel data of an image do not fit its stated matrix. Export the series again.")
+        return stored
+
+    def _dataset(self, image: DicomImage) -> Dataset:
+        if image.frame is None:
+            return open_dicom(image.path)
+        with self._lock:
+            if self._latest is None or self._latest[0] != image.path:
+                self._latest = None  # two of them need not fit in memory
+                self._latest = (image.path, open_dicom(image.path))
+            return self._latest[1]
 
 
 def _check_declared_size(image: DicomImage, dataset: Dataset, syntax: pydicom.uid.UID) -> None:
@@ -178,7 +241,7 @@ def _check_declared_size(image: DicomImage, dataset: Dataset, syntax: pydicom.ui
     """
     if not syntax.is_encapsulated:
         return
-    size = declared_size(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    size = declared_size(get_frame(dataset.PixelData, image.frame or 0, number_of_frames=image.frames))
     if size is not None and size != (image.rows, image.columns, 1):
         rows, columns, samples = size
         raise DecodeFailed(

@@ -11,13 +11,14 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Final
 
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from service.errors import OutputNotPossible
-from service.imaging.dicom import CT_IMAGE_STORAGE, DicomImage, ObjectKind, Orientation, is_uid, quiet_pydicom
+from service.imaging.dicom import CT_IMAGE_STORAGE, DicomImage, ObjectKind, Orientation
+from service.imaging.dicom_files import open_dicom, quiet_pydicom
 from service.imaging.dicom_stack import DicomSeries
+from service.imaging.dicom_values import is_uid
 from service.imaging.nifti import NiftiSeries
 from service.imaging.volume import Notice
 
@@ -89,7 +90,7 @@ def read_source(series: DicomSeries | NiftiSeries) -> DicomSource:
         for name, usable in (
             ("StudyInstanceUID", is_uid(first.study_uid)),
             ("SeriesInstanceUID", is_uid(first.series_uid)),
-            ("SOPInstanceUID", uids is not None and len(uids) == series.geometry.shape[2]),
+            ("SOPInstanceUID", uids is not None),
         )
         if not usable
     ]
@@ -98,7 +99,12 @@ def read_source(series: DicomSeries | NiftiSeries) -> DicomSource:
             f"DICOM objects cannot refer to this series: it has no usable {', '.join(missing)}."
             " Leave seg, sr and rtstruct out of the outputs, or export the series again."
         )
-    if any(image.kind is not ObjectKind.CT_IMAGE for image in series.images):
+    if "" in uids:
+        raise OutputNotPossible(
+            "DICOM objects cannot refer to slices that were missing and have been interpolated."
+            " Leave seg, sr and rtstruct out of the outputs, or send the whole series."
+        )
+    if any(image.kind is not ObjectKind.CT_IMAGE or image.frame is not None for image in series.images):
         raise OutputNotPossible(
             "DICOM objects can be written for single-frame CT images only."
             " Leave seg, sr and rtstruct out of the outputs, or send single-frame images."
@@ -148,9 +154,7 @@ def _patient_study(image: DicomImage) -> PatientStudy:
     }
     tags = {field.name: _keyword(field.name) for field in fields(PatientStudy)}
     with quiet_pydicom():
-        header = pydicom.dcmread(
-            image.path, stop_before_pixels=True, force=True, specific_tags=["SpecificCharacterSet", *tags.values()]
-        )
+        header = open_dicom(image.path, ["SpecificCharacterSet", *tags.values()])
         values = {name: _text(header, keyword) for name, keyword in tags.items()}
     return PatientStudy(**{name: value for name, value in values.items() if checks[name](value)})
 

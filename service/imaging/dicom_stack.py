@@ -1,49 +1,46 @@
-"""CT images as stacks: which belong together, in what order, and on what grid.
+"""CT images as one stack: in which order, on what grid, and what to know about them.
 
-Positions and direction cosines decide; instance numbers, slice thickness and spacing between slices are known to lie.
-A stack exists only if its slices are evenly spaced along their common normal. Everything measured here is in LPS until
-the affine turns to RAS in its last line.
+A stack exists only if its slices are evenly spaced along their common normal; small gaps are places to interpolate, and
+a gantry tilt stays in the affine as the shear that it is. Everything is in LPS until the affine turns to RAS.
 """
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from service.errors import InvalidGeometry, NotHounsfield, TooFewSlices, UnsupportedVolume
-from service.imaging.acceptance import MAX_AXIS_COSINE, MIN_SLICES, check_size, checked_geometry
-from service.imaging.dicom import DicomImage, Orientation, is_uid
-from service.imaging.geometry import LPS_FROM_RAS, Geometry
+from service.errors import InputError, InvalidGeometry, NotHounsfield, TooFewSlices, UnsupportedVolume
+from service.imaging.acceptance import MIN_SLICES, check_size, checked_geometry, tilt_notices
+from service.imaging.dicom import DicomImage
+from service.imaging.dicom_groups import drop_duplicates, image_axes, positions_of, sort_along_normal
+from service.imaging.dicom_values import is_uid
+from service.imaging.geometry import LPS_FROM_RAS, MAX_AXIS_COSINE, Geometry
+from service.imaging.kernels import KernelKind, kernel_kind
 from service.imaging.limits import ReadLimits
-from service.imaging.volume import Notice
-
-#: Images whose direction cosines differ by less are parallel (0.06 degrees); scanners repeat them to 6 decimals.
-SAME_ORIENTATION = 1e-3
-
-#: Cosines are accepted as unit vectors within this; files with two decimals are off by at most 0.007.
-UNIT_LENGTH_TOLERANCE = 0.01
-
-#: Slices closer than this share a position.
-SAME_POSITION_MM = 0.01
-
-#: A slice may lie this far from its even place: positions rounded to 0.1 mm, or a tenth of the spacing.
-POSITION_TOLERANCE_MM = 0.1
-POSITION_TOLERANCE_OF_SPACING = 0.1
+from service.imaging.spacing import SliceSpacing, measure_spacing
+from service.imaging.volume import Candidate, Notice, Plane
 
 #: RescaleType values that mean HU or do not say; dual-energy maps carry others (for example MGML, Z_EFF).
 HOUNSFIELD_RESCALE_TYPES = frozenset({"", "HU", "HU_MOD", "US"})
 
+#: A tilt in the header that the positions do not show, in degrees, is pointed out.
+_TILT_TOLERANCE_DEGREES = 1.0
+
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """CT images that form one even stack, in the order of k; their pixels are still on disk."""
+    """CT images that form one even stack; their pixels are still on disk.
+
+    `images` come in the order of k; spacing.places holds the k of each, since places may be empty. `images_given`
+    counts them with copies. `candidates` are the stacks of the study, this one among them, once it was chosen.
+    """
 
     images: tuple[DicomImage, ...]
     geometry: Geometry
+    spacing: SliceSpacing
+    images_given: int
     notices: tuple[Notice, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def uid(self) -> str:
@@ -52,13 +49,28 @@ class DicomSeries:
 
     @property
     def slices(self) -> int:
-        """Number of images."""
-        return len(self.images)
+        """Number of slices, interpolated ones included."""
+        return self.geometry.shape[2]
 
     @property
     def sop_instance_uids(self) -> tuple[str, ...] | None:
-        """The SOPInstanceUID of each k, or None if the images do not each have one of their own."""
-        return _own_uids(self.images)
+        """The SOPInstanceUID at each k, empty where a slice is interpolated; None if images lack one of their own."""
+        if not _have_own_uids(self.images):
+            return None
+        uids = [""] * self.slices
+        for place, image in zip(self.spacing.places, self.images, strict=True):
+            uids[place] = image.sop_instance_uid
+        return tuple(uids)
+
+    @property
+    def frame_numbers(self) -> tuple[int, ...] | None:
+        """The frame (from 1, as DICOM counts; 0 where interpolated) at each k of a multi-frame object, or None."""
+        if self.images[0].frame is None:
+            return None
+        numbers = [0] * self.slices
+        for place, image in zip(self.spacing.places, self.images, strict=True):
+            numbers[place] = 1 + (image.frame or 0)
+        return tuple(numbers)
 
     @property
     def is_original(self) -> bool:
@@ -66,27 +78,25 @@ class DicomSeries:
         return self.images[0].image_type[:1] != ("DERIVED",)
 
     @property
+    def plane(self) -> Plane:
+        """The plane of the body nearest to the slices."""
+        x, y, z = np.abs(np.cross(self.geometry.affine[:3, 0], self.geometry.affine[:3, 1]))
+        return Plane.AXIAL if z >= max(x, y) else Plane.SAGITTAL if x >= y else Plane.CORONAL
+
+    @property
     def is_axial(self) -> bool:
-        """Whether the slice normal runs along the body more than across it."""
-        return int(np.argmax(np.abs(self.geometry.affine[:3, 2]))) == 2
+        """Whether the slices lie across the body more than along it."""
+        return self.plane is Plane.AXIAL
 
+    @property
+    def kernel_kind(self) -> KernelKind:
+        """Soft, sharp or unknown."""
+        return kernel_kind(self.images[0].kernel)
 
-def group_images(images: Iterable[DicomImage]) -> list[list[DicomImage]]:
-    """Images that may form a stack: one series, frame of reference, matrix, spacing and orientation.
-
-    Without a SeriesInstanceUID the series number takes its place.
-    """
-    groups: defaultdict[tuple[object, ...], list[list[DicomImage]]] = defaultdict(list)
-    for image in images:
-        series = image.series_uid or image.series_number
-        key = (series, image.frame_of_reference_uid, image.rows, image.columns)
-        for group in groups[key]:
-            if _parallel(group[0], image):
-                group.append(image)
-                break
-        else:
-            groups[key].append([image])
-    return [group for groups_of_key in groups.values() for group in groups_of_key]
+    @property
+    def coverage_mm(self) -> float:
+        """Extent along the slices' normal, from the first to the last slice and one spacing more."""
+        return self.slices * self.spacing.normal_spacing_mm
 
 
 def stack_images(images: Sequence[DicomImage], limits: ReadLimits) -> DicomSeries:
@@ -94,155 +104,65 @@ def stack_images(images: Sequence[DicomImage], limits: ReadLimits) -> DicomSerie
 
     Raises:
         TooFewSlices, UploadTooLarge: from the number and the matrix of the images.
-        UnsupportedVolume: colour, MONOCHROME1 or varying pixel formats.
+        UnsupportedVolume: colour, palette or varying pixel formats.
         NotHounsfield: the rescale gives another quantity than HU.
-        InvalidGeometry: positions, orientation or spacing missing, uneven, doubled or sheared.
+        InvalidGeometry: positions, orientation or spacing missing, uneven, doubled or sheared in the plane.
+        MissingSlices: more slices are missing than may be interpolated.
     """
-    unique, dropped = drop_duplicates(images)
+    unique = drop_duplicates(images)
     if len(unique) < MIN_SLICES:
         noun = "slice" if len(unique) == 1 else "slices"
         raise TooFewSlices(
-            f"The series has {len(unique)} {noun}; at least {MIN_SLICES} are needed. Send the whole series."
+            f"The series has {len(unique)} {noun}; at least {MIN_SLICES} are needed.{_also(unique)}"
+            " Send the whole series."
         )
     _check_pixel_format(unique)
     _check_rescale(unique)
     check_size((unique[0].columns, unique[0].rows, len(unique)), limits)
     ordered = sort_along_normal(unique)
-    return DicomSeries(tuple(ordered), stack_geometry(ordered), _notices(ordered, dropped))
+    geometry, spacing = stack_geometry(ordered)
+    check_size(geometry.shape, limits)
+    notices = (*_about_images(ordered, len(images)), *_about_geometry(ordered, geometry, spacing))
+    return DicomSeries(tuple(ordered), geometry, spacing, len(images), notices)
 
 
-def drop_duplicates(images: Sequence[DicomImage]) -> tuple[list[DicomImage], int]:
-    """The images without copies of the same instance, and the number of copies.
-
-    Copies share position and SOPInstanceUID; where the UID is empty, their files are equal byte for byte. Position is
-    part of it because some anonymisers give every slice the same UID.
-    """
-    by_position: defaultdict[tuple[float, ...] | None, list[DicomImage]] = defaultdict(list)
-    for image in images:
-        by_position[image.position_mm].append(image)
-    unique: list[DicomImage] = []
-    for same_position in by_position.values():
-        instances: dict[str, DicomImage] = {}
-        for image in same_position:
-            alone = len(same_position) == 1
-            instances.setdefault(image.sop_instance_uid or ("" if alone else _file_digest(image)), image)
-        unique.extend(instances.values())
-    return unique, len(images) - len(unique)
-
-
-def sort_along_normal(images: Sequence[DicomImage]) -> list[DicomImage]:
-    """The images by their position projected on the slice normal (row x column), lowest first.
+def stack_geometry(images: Sequence[DicomImage]) -> tuple[Geometry, SliceSpacing]:
+    """The grid of images sorted along their normal: i along a row, j down a column, k from slice to slice.
 
     Raises:
-        InvalidGeometry: an image lacks position, orientation or spacing, or its cosines are none.
+        InvalidGeometry: doubled positions, uneven spacing, pixels that are not rectangular.
+        MissingSlices: more slices are missing than may be interpolated.
     """
-    for keyword, values in (
-        ("ImagePositionPatient", [image.position_mm for image in images]),
-        ("ImageOrientationPatient", [image.orientation for image in images]),
-        ("PixelSpacing", [image.pixel_spacing_mm for image in images]),
-    ):
-        if missing := sum(value is None for value in values):
-            raise InvalidGeometry(
-                f"{missing} of {len(images)} images have no usable {keyword}, so their place is unknown."
-                " Export the series again from the scanner or PACS."
-            )
-    normal = _axes(images[0].orientation)[2]
-    return sorted(images, key=lambda image: float(np.dot(normal, np.asarray(image.position_mm))))
-
-
-def stack_geometry(images: Sequence[DicomImage]) -> Geometry:
-    """The grid of images that are sorted along their normal: i along a row, j down a column, k along the normal.
-
-    Raises:
-        InvalidGeometry: doubled or missing positions, uneven spacing, slices shifted sideways (gantry tilt).
-    """
-    row, column, normal = _axes(images[0].orientation)
+    row, column, normal = image_axes(images[0].orientation)
+    if abs(float(row @ column)) > MAX_AXIS_COSINE:
+        off = np.degrees(np.arcsin(abs(float(row @ column))))
+        raise InvalidGeometry(
+            f"Rows and columns of the images are {off:.2f} degrees off a right angle. Export the series again."
+        )
     row_spacing, column_spacing = images[0].pixel_spacing_mm or (0.0, 0.0)
     if min(row_spacing, column_spacing) <= 0:
         raise InvalidGeometry(
             f"PixelSpacing is {row_spacing:g} x {column_spacing:g}, not positive. Export the series again."
         )
-    positions = np.array([image.position_mm for image in images], dtype=np.float64)  # (K, 3), LPS mm
-    step = _even_step(positions, normal)
+    positions_mm = positions_of(images)
+    spacing = measure_spacing(positions_mm, normal)
     lps = np.eye(4)
     lps[:3, 0] = row * column_spacing  # along a row, from column to column
     lps[:3, 1] = column * row_spacing
-    lps[:3, 2] = step
-    lps[:3, 3] = positions[0]
-    return checked_geometry((images[0].columns, images[0].rows, len(images)), LPS_FROM_RAS @ lps)
+    lps[:3, 2] = spacing.step_mm
+    lps[:3, 3] = positions_mm[0]
+    return checked_geometry((images[0].columns, images[0].rows, spacing.count), LPS_FROM_RAS @ lps), spacing
 
 
-def _even_step(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The vector (mm) from each slice to the next, if there is one for all.
-
-    Raises:
-        InvalidGeometry: there is none; the message holds what was measured.
-    """
-    steps = np.diff(positions @ normal)
-    usual = float(np.median(steps))
-    if doubled := int(np.count_nonzero(steps < SAME_POSITION_MM)):
-        raise InvalidGeometry(
-            f"{doubled} of {len(positions)} slices lie at the position of another one. The series holds several phases"
-            " or reconstructions: send one of them."
-        )
-    tolerance = max(POSITION_TOLERANCE_MM, POSITION_TOLERANCE_OF_SPACING * usual)
-    if steps.max() > 1.5 * usual:
-        missing = int(np.rint(steps / usual - 1).sum())
-        raise InvalidGeometry(
-            f"Slices are missing (about {missing}): neighbours are {usual:.4g} mm apart, but up to {steps.max():.4g}"
-            " mm. Send the whole series."
-        )
-    if np.abs(steps - usual).max() > tolerance:
-        raise InvalidGeometry(
-            f"The slices are unevenly spaced, {steps.min():.4g} to {steps.max():.4g} mm apart."
-            " Send an evenly reconstructed series."
-        )
-    whole = positions[-1] - positions[0]
-    step: NDArray[np.float64] = whole / (len(positions) - 1)
-    sideways_mm = float(np.linalg.norm(whole - (whole @ normal) * normal))
-    tilt = sideways_mm / float(whole @ normal)
-    if sideways_mm <= POSITION_TOLERANCE_MM:
-        step = (step @ normal) * normal  # rounded positions: over a short stack they would pass for a tilt
-    elif tilt > MAX_AXIS_COSINE:
-        raise InvalidGeometry(
-            f"The slices are shifted sideways, {np.degrees(np.arctan(tilt)):.1f} degrees off their normal (a gantry"
-            " tilt). Resample the series to a rectangular grid, for example with dcm2niix."
-        )
-    even = positions[0] + np.arange(len(positions))[:, None] * step
-    off = float(np.linalg.norm(positions - even, axis=1).max())
-    if off > tolerance:
-        raise InvalidGeometry(
-            f"The slices do not lie on one line: one is {off:.3g} mm from its even place. Send an evenly"
-            " reconstructed series."
-        )
-    return step
-
-
-def _axes(
-    orientation: Orientation | None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Unit vectors along a row, down a column and along the normal (LPS)."""
-    cosines = np.asarray(orientation, dtype=np.float64)
-    row, column = cosines[:3], cosines[3:]
-    lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
-    if np.abs(lengths - 1).max() > UNIT_LENGTH_TOLERANCE:
-        raise InvalidGeometry("ImageOrientationPatient does not hold unit vectors. Export the series again.")
-    row, column = row / lengths[0], column / lengths[1]
-    normal = np.cross(row, column)
-    if np.linalg.norm(normal) < 0.5:
-        raise InvalidGeometry("The row and column directions are parallel. Export the series again.")
-    return row, column, normal / np.linalg.norm(normal)
-
-
-def _parallel(first: DicomImage, second: DicomImage) -> bool:
-    """Whether two images have the same pixel spacing and orientation (or lack the same)."""
-    for a, b in ((first.orientation, second.orientation), (first.pixel_spacing_mm, second.pixel_spacing_mm)):
-        if a is None or b is None:
-            if a is not b:
-                return False
-        elif max(abs(x - y) for x, y in zip(a, b, strict=True)) > SAME_ORIENTATION:
-            return False
-    return True
+def _also(images: Sequence[DicomImage]) -> str:
+    """What else is wrong with a stack that is too short: whoever sends it again would hear of it only then."""
+    if len(images) < 3:
+        return ""
+    try:
+        _, spacing = stack_geometry(sort_along_normal(images))
+    except InputError as error:
+        return f" {error.detail}"
+    return f" The slices are tilted by {spacing.tilt_degrees:.1f} degrees." if spacing.tilt_degrees else ""
 
 
 def _check_pixel_format(images: Sequence[DicomImage]) -> None:
@@ -250,11 +170,8 @@ def _check_pixel_format(images: Sequence[DicomImage]) -> None:
     if any(image.samples_per_pixel != 1 for image in images):
         raise UnsupportedVolume("The images are in colour (several samples per pixel). Send the original CT series.")
     interpretations = {image.photometric_interpretation for image in images} - {""}
-    if interpretations - {"MONOCHROME2"}:
-        raise UnsupportedVolume(
-            "The images are not MONOCHROME2. Inverted (MONOCHROME1) or palette images may carry altered values:"
-            " send the original CT series."
-        )
+    if interpretations - {"MONOCHROME1", "MONOCHROME2"}:
+        raise UnsupportedVolume("The images hold palette colours instead of one value per pixel. Send the original CT.")
     if first.rows < 1 or first.columns < 1 or any(image.bits_allocated not in (8, 16, 32) for image in images):
         raise UnsupportedVolume("The images state no usable matrix or bit depth. Export the series again.")
 
@@ -271,9 +188,10 @@ def _check_rescale(images: Sequence[DicomImage]) -> None:
         raise NotHounsfield("RescaleSlope is 0, so every voxel has one value. Export the series again.")
 
 
-def _notices(images: Sequence[DicomImage], dropped: int) -> tuple[Notice, ...]:
+def _about_images(images: Sequence[DicomImage], given: int) -> list[Notice]:
+    """What the attributes of the images leave open."""
     notices: list[Notice] = []
-    if dropped:
+    if dropped := given - len(images):
         notices.append(
             Notice("duplicates-dropped", f"{dropped} copies of images that were already there were dropped.")
         )
@@ -281,11 +199,17 @@ def _notices(images: Sequence[DicomImage], dropped: int) -> tuple[Notice, ...]:
         notices.append(
             Notice("series-uid-missing", "The images have no SeriesInstanceUID; series number and grid were used.")
         )
-    if _own_uids(images) is None:
+    if not _have_own_uids(images):
         notices.append(
             Notice(
                 "sop-uids-missing", "Not every image has a SOPInstanceUID of its own; results do not refer to images."
             )
+        )
+    if not all(image.modality for image in images):
+        notices.append(Notice("modality-missing", "Images do not state a modality; their SOP class says CT."))
+    if any(image.photometric_interpretation == "MONOCHROME1" for image in images):
+        notices.append(
+            Notice("monochrome1", "The images are MONOCHROME1, to be shown inverted; their values were read as HU.")
         )
     without = sum(image.rescale_slope is None or image.rescale_intercept is None for image in images)
     if without:
@@ -295,14 +219,35 @@ def _notices(images: Sequence[DicomImage], dropped: int) -> tuple[Notice, ...]:
                 f"{without} of {len(images)} images lack RescaleSlope or RescaleIntercept; 1 and 0 were assumed.",
             )
         )
-    return tuple(notices)
+    return notices
 
 
-def _own_uids(images: Sequence[DicomImage]) -> tuple[str, ...] | None:
-    uids = tuple(image.sop_instance_uid for image in images)
-    return uids if len(set(uids)) == len(uids) and all(is_uid(uid) for uid in uids) else None
+def _about_geometry(images: Sequence[DicomImage], geometry: Geometry, spacing: SliceSpacing) -> list[Notice]:
+    """What was done about a tilt or a gap, and a header that contradicts the positions."""
+    notices = list(tilt_notices(geometry))
+    stated = abs(images[0].gantry_tilt_degrees or 0.0)
+    normal = image_axes(images[0].orientation)[2]
+    shown = max(spacing.tilt_degrees, float(np.degrees(np.arccos(min(1.0, np.abs(normal).max())))))
+    if stated > shown + _TILT_TOLERANCE_DEGREES:
+        notices.append(
+            Notice(
+                "tilt-not-in-geometry",
+                f"The header states a gantry tilt of {stated:.1f} degrees, which orientation and positions do not"
+                " show; they were believed.",
+            )
+        )
+    if spacing.missing:
+        verb = "is missing and was" if spacing.missing == 1 else "are missing and were"
+        notices.append(
+            Notice(
+                "slices-interpolated",
+                f"{spacing.missing} of {spacing.count} slices {verb} interpolated from the neighbours;"
+                " small lesions may be lost there.",
+            )
+        )
+    return notices
 
 
-def _file_digest(image: DicomImage) -> str:
-    with image.path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _have_own_uids(images: Sequence[DicomImage]) -> bool:
+    instances = {(image.sop_instance_uid, image.frame) for image in images}
+    return len(instances) == len(images) and all(is_uid(image.sop_instance_uid) for image in images)

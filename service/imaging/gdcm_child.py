@@ -1,7 +1,7 @@
 """The child of `isolation`: decodes files named on stdin with GDCM and writes the pixels to stdout.
 
-Run as a script, so it imports nothing of the service. One request is a line of JSON {"path", "syntax"}; the answer is a
-line of JSON {"dtype", "shape"} followed by the pixels, or {} if decoding failed.
+Run as a script, so it imports nothing of the service. One request is a line of JSON {"path", "syntax", "frame"}; the
+answer is a line of JSON {"dtype", "shape"} followed by the pixels, or {} if decoding failed.
 """
 
 import json
@@ -19,11 +19,16 @@ MEMORY_BYTES = 4 * 1024**3
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer requests until stdin closes."""
+    dataset, path = pydicom.Dataset(), ""  # the latest file: frames of one object are asked for one after the other
     for line in requests:
         request = json.loads(line)
         try:
-            dataset = pydicom.dcmread(request["path"], force=True)
-            pixels, _ = get_decoder(request["syntax"]).as_array(dataset, decoding_plugin="gdcm")
+            if path != request["path"]:
+                path = ""
+                dataset = pydicom.dcmread(request["path"], force=True)
+                path = request["path"]
+            decoder = get_decoder(request["syntax"])
+            pixels, _ = decoder.as_array(dataset, index=request["frame"], decoding_plugin="gdcm")
         except Exception:  # damaged data surface as almost any exception; the parent knows what to say
             logging.getLogger(__name__).debug("decoding failed", exc_info=True)
             answers.write(b"{}\n")

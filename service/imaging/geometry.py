@@ -14,6 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 Affine = NDArray[np.float64]  # (4, 4): voxel index -> mm, RAS+
 Shape = tuple[int, int, int]
 
+#: Cosine of the angle between two voxel axes that pass for perpendicular. 0.002 is 0.11 degrees: 1 mm of displacement
+#: over 500 mm. Rounding of direction cosines to 4 decimals stays below 0.0002; a gantry tilt of 1 degree is 0.017.
+MAX_AXIS_COSINE = 2e-3
+
 LPS_FROM_RAS: Affine = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -46,6 +50,37 @@ class Geometry:
         """Distance between neighbouring voxel centres along i, j, k."""
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(i), float(j), float(k)
+
+    @cached_property
+    def sheared_axis(self) -> int | None:
+        """The voxel axis that leans on the plane of the other two, as the slices of a tilted gantry do; None if none.
+
+        Where two axes lean on each other alone, either can be said to lean: the one nearer to the body's long axis is
+        taken, along which slices are stacked.
+
+        Raises:
+            ValueError: all three axes lean on each other, as no stack of slices does.
+        """
+        unit = self.affine[:3, :3] / np.array(self.spacing_mm)
+        leaning = np.abs(unit.T @ unit - np.eye(3)) > MAX_AXIS_COSINE
+        if not leaning.any():
+            return None
+        candidates = [axis for axis in range(3) if not np.delete(np.delete(leaning, axis, 0), axis, 1).any()]
+        if not candidates:
+            raise ValueError("All three voxel axes lean on each other.")
+        return max(candidates, key=lambda axis: float(abs(unit[2, axis])))
+
+    @cached_property
+    def tilt_degrees(self) -> float:
+        """Angle between the sheared axis and the normal of the other two; 0 for a rectangular grid."""
+        axis = self.sheared_axis
+        if axis is None:
+            return 0.0
+        first, second = (self.affine[:3, other] for other in range(3) if other != axis)
+        normal = np.cross(first, second)
+        leaning = self.affine[:3, axis]
+        cosine = abs(float(normal @ leaning)) / float(np.linalg.norm(normal) * np.linalg.norm(leaning))
+        return float(np.degrees(np.arccos(min(1.0, cosine))))
 
     @cached_property
     def voxel_volume_ml(self) -> float:

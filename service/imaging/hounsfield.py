@@ -24,6 +24,9 @@ MAX_METAL_FRACTION = 0.25
 SOFT_TISSUE_HU = (-300, 300)
 MIN_SOFT_TISSUE_FRACTION = 0.001
 
+#: The border of a slice is air, padding or, in a small field of view, soft tissue.
+MAX_BORDER_HU = 500.0
+
 #: Noise alone spans more than this in any CT.
 MIN_RANGE_HU = 100.0
 
@@ -73,7 +76,7 @@ def accept_hounsfield(hu: NDArray[np.int16], found: ValueRange) -> tuple[Notice,
         found: The range before rounding.
 
     Raises:
-        NotHounsfield: NaN, constant, normalised, 8-bit, offset by 1024, or out of any CT's range.
+        NotHounsfield: NaN, constant, normalised, 8-bit, inverted, offset by 1024, or out of any CT's range.
     """
     _check_range(found)
     below = negative = metal = soft_tissue = 0
@@ -96,6 +99,7 @@ def accept_hounsfield(hu: NDArray[np.int16], found: ValueRange) -> tuple[Notice,
             f"{limits}, and almost none lies between {SOFT_TISSUE_HU[0]} and {SOFT_TISSUE_HU[1]} HU,"
             f" where soft tissue is. {_REMEDY}"
         )
+    _check_not_inverted(hu, found)
     if not below:
         return ()
     return (
@@ -105,6 +109,21 @@ def accept_hounsfield(hu: NDArray[np.int16], found: ValueRange) -> tuple[Notice,
             " (padding around the reconstruction, or interpolation).",
         ),
     )
+
+
+def _check_not_inverted(hu: NDArray[np.int16], found: ValueRange) -> None:
+    """Refuse values that fall where density rises: around a patient lies air, and a volume of bone has no border of it.
+
+    Raises:
+        NotHounsfield: the border of the middle plane is denser than bone.
+    """
+    middle = hu[len(hu) // 2]
+    border = np.concatenate([middle[0], middle[-1], middle[:, 0], middle[:, -1]])
+    if float(np.median(border)) > MAX_BORDER_HU:
+        raise NotHounsfield(
+            f"The values run from {found.minimum:g} to {found.maximum:g}, and the border of the picture has a median of"
+            f" {np.median(border):g}, where air should be: they are inverted. {_REMEDY}"
+        )
 
 
 def _check_range(found: ValueRange) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import DecodeFailed, InvalidGeometry, UnreadableUpload, UnsupportedVolume, UploadTooLarge
-from service.imaging.acceptance import check_size, checked_geometry
+from service.imaging.acceptance import check_size, checked_geometry, tilt_notices
 from service.imaging.geometry import Affine, Geometry, Shape
 from service.imaging.hounsfield import ValueRange, accept_hounsfield, input_sha256, to_int16
 from service.imaging.limits import ReadLimits
@@ -99,9 +99,9 @@ def read_nifti_header(path: Path, limits: ReadLimits) -> NiftiSeries:
     dtype = _scalar_dtype(header)
     check_size(shape, limits)
     affine, notices = _affine(header)
-    return NiftiSeries(
-        path, checked_geometry(shape, affine), dtype, _scaling(header), _voxel_offset(header, size), notices
-    )
+    geometry = checked_geometry(shape, affine)
+    notices += tilt_notices(geometry)
+    return NiftiSeries(path, geometry, dtype, _scaling(header), _voxel_offset(header, size), notices)
 
 
 def read_nifti(series: NiftiSeries, progress: Callable[[float], None]) -> Volume:

@@ -9,25 +9,30 @@ hold patient data, as identifiers do.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from service.errors import (
+    DecodeFailed,
     EmptyUpload,
     InputError,
     MultiplePatients,
+    SeriesNotFound,
     UnreadableUpload,
     UnsupportedModality,
     UnsupportedVolume,
+    UploadTooLarge,
 )
 from service.imaging.archive import ExpansionBudget, extract_zip, is_litter, is_zip
-from service.imaging.dicom import DicomImage, ObjectKind, is_dicom, is_uid, read_dicom_header
+from service.imaging.dicom import DicomImage, ObjectKind, is_dicom, read_dicom_images
+from service.imaging.dicom_groups import group_images
 from service.imaging.dicom_pixels import read_dicom
-from service.imaging.dicom_stack import DicomSeries, group_images, stack_images
+from service.imaging.dicom_stack import DicomSeries, stack_images
 from service.imaging.limits import ReadLimits
 from service.imaging.nifti import NiftiSeries, is_gzip, is_nifti, read_nifti, read_nifti_header
+from service.imaging.selection import RefusedSeries, choose_series
 from service.imaging.volume import Notice, Volume
 
 __all__ = ["ReadLimits", "RefusedSeries", "Series", "Study", "read_study", "read_volume", "select_ct_series"]
@@ -36,9 +41,6 @@ Series = NiftiSeries | DicomSeries
 
 # Enough for the magic of every format read here: the NIfTI-1 magic ends at byte 348.
 _HEAD_BYTES = 540
-
-# A study may hold dozens of small series; the result names the first few.
-_MAX_REFUSED_NOTICES = 5
 
 
 class FileKind(StrEnum):
@@ -52,21 +54,17 @@ class FileKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class RefusedSeries:
-    """CT images that cannot be segmented, with the reason."""
-
-    uid: str
-    images: int
-    error: InputError
-
-
-@dataclass(frozen=True)
 class Study:
     """What an upload holds: CT series whose headers are usable, those that are not, and what was passed over."""
 
     series: tuple[Series, ...]
     refused: tuple[RefusedSeries, ...] = ()
     notices: tuple[Notice, ...] = ()
+    images: tuple[DicomImage, ...] = ()  #: all CT images and localizers, usable or not
+
+    def images_of(self, series_uid: str) -> tuple[DicomImage, ...]:
+        """The images of one series."""
+        return tuple(image for image in self.images if image.series_uid == series_uid)
 
 
 def read_study(upload: Path, scratch: Path, limits: ReadLimits | None = None) -> Study:
@@ -80,9 +78,9 @@ def read_study(upload: Path, scratch: Path, limits: ReadLimits | None = None) ->
     Raises:
         EmptyUpload: nothing, or only 0-byte files.
         UnreadableUpload: no NIfTI, DICOM or zip among the files, or a damaged one.
+        DecodeFailed: DICOM files whose headers are all damaged.
         UnsupportedModality: DICOM without a CT image.
-        MultiplePatients: CT images of more than one patient or study.
-        UnsupportedVolume: several NIfTI files, NIfTI beside DICOM, only multi-frame CT, 4-D or colour voxels.
+        UnsupportedVolume: several NIfTI files, NIfTI beside DICOM, frames without a place, 4-D or colour voxels.
         InputError: any other of the tree; the header of a single NIfTI is checked here.
     """
     limits = limits or ReadLimits()
@@ -103,20 +101,30 @@ def read_study(upload: Path, scratch: Path, limits: ReadLimits | None = None) ->
     )
 
 
-def select_ct_series(study: Study) -> Series:
+def select_ct_series(study: Study, requested_uid: str | None = None) -> Series:
     """The series to segment, with the study's notices and the reason of the choice.
 
-    Original before derived images, axial before other planes, then the most slices, then the thinnest, then the lowest
-    series number.
+    Args:
+        study: From `read_study`.
+        requested_uid: SeriesInstanceUID of the caller's choice; None: the rule's (see `selection`).
 
     Raises:
+        SeriesNotFound: the upload has no CT series of that UID.
+        MultiplePatients: the series is to be chosen among those of more than one patient or study.
         InputError: no series is usable; the reason is that of the largest one.
     """
-    if not study.series:
-        raise max(study.refused, key=lambda refused: refused.images).error
-    chosen = min(study.series, key=_rank)
-    notices = study.notices + _selection_notices(study, chosen)
-    return replace(chosen, notices=notices + chosen.notices)
+    nifti = [series for series in study.series if isinstance(series, NiftiSeries)]
+    if nifti and requested_uid is not None:
+        raise SeriesNotFound("A NIfTI file has no SeriesInstanceUID. Leave out 'series'.")
+    if nifti:
+        return replace(nifti[0], notices=study.notices + nifti[0].notices)
+    stacks = [series for series in study.series if isinstance(series, DicomSeries)]
+    images = study.images if requested_uid is None else study.images_of(requested_uid)
+    _check_one_patient(images)
+    if stacks:  # where none is usable, its own fault is the better answer
+        _check_one_study(images)
+    chosen, candidates, notices = choose_series(stacks, study.refused, requested_uid)
+    return replace(chosen, notices=study.notices + notices + chosen.notices, candidates=candidates)
 
 
 def read_volume(series: Series, progress: Callable[[float], None] = lambda _: None) -> Volume:
@@ -193,9 +201,8 @@ def _nifti_study(files: dict[FileKind, list[Path]], limits: ReadLimits) -> Study
 
 
 def _dicom_study(files: dict[FileKind, list[Path]], limits: ReadLimits) -> Study:
-    objects = [read_dicom_header(path) for path in files[FileKind.DICOM]]
+    objects, damaged = _read_headers(files[FileKind.DICOM], limits)
     images = [image for image in objects if image.kind is ObjectKind.CT_IMAGE]
-    _check_one_patient([image for image in objects if image.kind is not ObjectKind.OTHER])
     if not images:
         raise _no_ct(objects)
     usable: list[Series] = []
@@ -204,28 +211,68 @@ def _dicom_study(files: dict[FileKind, list[Path]], limits: ReadLimits) -> Study
         try:
             usable.append(stack_images(group, limits))
         except InputError as error:
-            refused.append(RefusedSeries(group[0].series_uid, len(group), error))
-    return Study(tuple(usable), tuple(refused), _skipped_files(files) + _skipped_objects(objects))
+            refused.append(RefusedSeries(group[0].series_uid, group[0].series_number, len(group), error))
+    notices = _skipped_files(files) + _damaged_files(damaged) + _skipped_objects(objects)
+    of_patient = tuple(image for image in objects if image.kind is not ObjectKind.OTHER)
+    return Study(tuple(usable), tuple(refused), notices, of_patient)
 
 
-def _check_one_patient(images: list[DicomImage]) -> None:
-    """Refuse images of two patients or two studies; the identifiers themselves are not repeated."""
-    patients = len({image.patient for image in images})
-    studies = len({image.study_uid for image in images})
-    if patients > 1 or studies > 1:
+def _read_headers(paths: list[Path], limits: ReadLimits) -> tuple[list[DicomImage], int]:
+    """Every image and frame of the files, and the number of files that were too damaged to say what they are.
+
+    Raises:
+        DecodeFailed: all of them are damaged.
+        UploadTooLarge: more frames than files are allowed.
+    """
+    images: list[DicomImage] = []
+    failures: list[DecodeFailed] = []
+    for path in paths:
+        try:
+            images.extend(read_dicom_images(path))
+        except DecodeFailed as error:
+            failures.append(error)
+        if len(images) > limits.max_files:
+            raise UploadTooLarge(
+                f"The upload holds more than {limits.max_files} images, counting frames. Send only the CT series."
+            )
+    if not images:
+        raise failures[0]
+    return images, len(failures)
+
+
+def _check_one_patient(images: Sequence[DicomImage]) -> None:
+    """Refuse images of two patients; the identifiers themselves are not repeated.
+
+    Raises:
+        MultiplePatients: with their number.
+    """
+    if (patients := len({image.patient for image in images})) > 1:
         raise MultiplePatients(
-            f"The CT images carry {patients} different patient identifiers and {studies} different StudyInstanceUIDs."
-            " Send one study of one patient."
+            f"The CT images carry {patients} different patient identifiers."
+            " Send one study of one patient, or name the series to segment."
+        )
+
+
+def _check_one_study(images: Sequence[DicomImage]) -> None:
+    """Refuse images of two studies.
+
+    Raises:
+        MultiplePatients: with their number.
+    """
+    if (studies := len({image.study_uid for image in images})) > 1:
+        raise MultiplePatients(
+            f"The CT images carry {studies} different StudyInstanceUIDs."
+            " Send one study of one patient, or name the series to segment."
         )
 
 
 def _no_ct(objects: list[DicomImage]) -> InputError:
-    """The reason why DICOM objects hold no single-frame CT image."""
+    """The reason why DICOM objects hold no CT image that can be placed."""
     kinds = Counter(item.kind for item in objects)
     if kinds[ObjectKind.MULTI_FRAME_CT]:
         return UnsupportedVolume(
-            "The CT is one multi-frame object (Enhanced CT), which is not read yet."
-            " Convert it to single-frame images or to NIfTI."
+            "The CT is a multi-frame object whose frames do not say where they lie (no per-frame functional groups)."
+            " Send single-frame images, an Enhanced CT or NIfTI."
         )
     if kinds[ObjectKind.LOCALIZER]:
         return UnsupportedModality("The only CT images are localizers (scout views). Send the CT series itself.")
@@ -244,59 +291,22 @@ def _skipped_files(files: dict[FileKind, list[Path]]) -> tuple[Notice, ...]:
     )
 
 
+def _damaged_files(count: int) -> tuple[Notice, ...]:
+    if not count:
+        return ()
+    files = "1 DICOM file has" if count == 1 else f"{count} DICOM files have"
+    return (Notice("damaged-skipped", f"{files} a damaged header and could not be read; images may be missing."),)
+
+
 def _skipped_objects(objects: list[DicomImage]) -> tuple[Notice, ...]:
     notices = []
     for kind, what in (
         (ObjectKind.OTHER, "DICOM objects that are no CT images"),
         (ObjectKind.LOCALIZER, "localizer images"),
-        (ObjectKind.MULTI_FRAME_CT, "multi-frame CT objects"),
+        (ObjectKind.MULTI_FRAME_CT, "multi-frame CT objects without places"),
     ):
         skipped = [item for item in objects if item.kind is kind]
         if skipped:
             modalities = ", ".join(sorted({item.modality for item in skipped} - {""})) or "unknown modality"
             notices.append(Notice(f"{kind.value}-skipped", f"{len(skipped)} {what} ({modalities}) skipped."))
-    return tuple(notices)
-
-
-def _rank(series: Series) -> tuple[bool, bool, int, float, float, str]:
-    """The lowest is chosen; see `select_ct_series`."""
-    if isinstance(series, NiftiSeries):
-        return (False, False, 0, 0.0, 0.0, "")
-    first = series.images[0]
-    return (
-        not series.is_original,
-        not series.is_axial,
-        -series.slices,
-        series.geometry.spacing_mm[2] if first.slice_thickness_mm is None else first.slice_thickness_mm,
-        float("inf") if first.series_number is None else first.series_number,
-        series.uid,
-    )
-
-
-def _shown(uid: str) -> str:
-    return uid if is_uid(uid) else "without UID"
-
-
-def _selection_notices(study: Study, chosen: Series) -> tuple[Notice, ...]:
-    notices = []
-    if len(study.series) > 1 and isinstance(chosen, DicomSeries):
-        plane = "axial" if chosen.is_axial else "not axial"
-        origin = "original" if chosen.is_original else "derived"
-        notices.append(
-            Notice(
-                "series-selected",
-                f"{len(study.series)} CT series are usable; series {_shown(chosen.uid)} was taken"
-                f" ({origin}, {plane}, {chosen.slices} slices): original before derived, axial before other planes,"
-                " most slices, thinnest slices.",
-            )
-        )
-    for refused in study.refused[:_MAX_REFUSED_NOTICES]:
-        notices.append(
-            Notice(
-                "series-not-usable",
-                f"{refused.images} CT images of series {_shown(refused.uid)} were left out: {refused.error.detail}",
-            )
-        )
-    if (more := len(study.refused) - _MAX_REFUSED_NOTICES) > 0:
-        notices.append(Notice("series-not-usable", f"{more} further groups of CT images were left out."))
     return tuple(notices)

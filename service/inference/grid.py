@@ -3,9 +3,12 @@
 An oblique scan keeps its rotation: axes are exchanged and reversed, never turned, so each axis of the model grid runs
 along one axis of the source, and all resampling is one axis at a time. The centre of the first voxel (after flipping)
 is the same point on both grids: model index = source index * source spacing / model spacing.
+
+Slices of a tilted gantry lie shifted against each other. The model grid is rectangular all the same: two axes run along
+the slices, the third along their normal, and each slice has its own place on the first two (`Shear`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
 import numpy as np
@@ -66,18 +69,38 @@ class ClosestRAS:
         return Geometry((i, j, k), affine)
 
 
+@dataclass(frozen=True)
+class Shear:
+    """How the slices of a tilted stack lie on the whole model grid; all along the closest RAS axes.
+
+    Slice s along `axis` has its first voxel at first[a] + s * per_slice[a] on each axis a, in model voxels; both are 0
+    on `axis` itself.
+    """
+
+    axis: int
+    first: tuple[float, float, float]
+    per_slice: tuple[float, float, float]
+
+    def shift(self, a: int, index: float) -> float:
+        """Where slice `index` begins on axis `a`, in model voxels."""
+        return self.first[a] + index * self.per_slice[a]
+
+
 @dataclass(frozen=True, eq=False)
 class ModelGrid:
     """Where the network's voxels lie.
 
     `whole` is the shape of the whole scan at the model's spacing, `crop` the box of it that goes through the network,
-    and `geometry` the grid inside the crop (axes x, y, z; voxel index -> RAS mm).
+    and `geometry` the grid inside the crop (axes x, y, z; voxel index -> RAS mm). `steps` are the model voxels from one
+    source voxel to the next along each of its axes. `shear` is None for a source grid that is rectangular.
     """
 
     to_ras: ClosestRAS
     whole: Shape
     crop: Box
     geometry: Geometry
+    steps: tuple[float, float, float]
+    shear: Shear | None = None
 
     @property
     def shape(self) -> Shape:
@@ -93,20 +116,54 @@ def whole_grid(source: Geometry, spacing_mm: tuple[float, float, float]) -> Mode
     """
     to_ras = ClosestRAS.of(source)
     canonical = to_ras.geometry(source)
+    if canonical.sheared_axis is not None:
+        return _upright_grid(to_ras, canonical, canonical.sheared_axis, spacing_mm)
     affine = canonical.affine.copy()
     shape = [1, 1, 1]
     for a, (n, own, target) in enumerate(zip(canonical.shape, canonical.spacing_mm, spacing_mm, strict=True)):
         affine[:3, a] *= target / own
         shape[a] = int(np.round((n - 1) * own / target + 1.0))
     whole = (shape[0], shape[1], shape[2])
-    return ModelGrid(to_ras, whole, full_box(whole), Geometry(whole, affine))
+    x, y, z = (own / target for own, target in zip(canonical.spacing_mm, spacing_mm, strict=True))
+    return ModelGrid(to_ras, whole, full_box(whole), Geometry(whole, affine), (x, y, z))
+
+
+def _upright_grid(
+    to_ras: ClosestRAS, canonical: Geometry, axis: int, spacing_mm: tuple[float, float, float]
+) -> ModelGrid:
+    """The model grid over slices that are stacked along a leaning `axis`: large enough for all of them."""
+    slices = canonical.shape[axis]
+    own_mm = np.array(canonical.spacing_mm)
+    unit = canonical.affine[:3, :3] / own_mm
+    leaning = canonical.affine[:3, axis]
+    shift_mm = leaning @ unit  # from slice to slice, along each axis
+    shift_mm[axis] = 0.0
+    upright = leaning - unit @ shift_mm
+    own_mm[axis] = np.linalg.norm(upright)
+    unit[:, axis] = upright / own_mm[axis]
+    # The slice that lies lowest begins the grid.
+    first_mm = -np.minimum(0.0, (slices - 1) * shift_mm)
+    extent_mm = (np.array(canonical.shape) - 1) * own_mm + np.abs((slices - 1) * shift_mm)
+    affine = np.eye(4)
+    affine[:3, :3] = unit * spacing_mm
+    affine[:3, 3] = canonical.affine[:3, 3] - unit @ first_mm
+    x, y, z = (int(n) for n in np.round(extent_mm / spacing_mm + 1.0))
+    shear = Shear(axis, _triple(first_mm / spacing_mm), _triple(shift_mm / spacing_mm))
+    return ModelGrid(
+        to_ras, (x, y, z), full_box((x, y, z)), Geometry((x, y, z), affine), _triple(own_mm / spacing_mm), shear
+    )
+
+
+def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in values)
+    return x, y, z
 
 
 def cropped(grid: ModelGrid, box: Box) -> ModelGrid:
     """The grid inside `box`, given in voxels of `grid` (which is not cropped yet)."""
     affine = grid.geometry.affine.copy()
     affine[:3, 3] = grid.geometry.to_ras_mm([side.start for side in box])
-    return ModelGrid(grid.to_ras, grid.whole, box, Geometry(box_shape(box), affine))
+    return replace(grid, crop=box, geometry=Geometry(box_shape(box), affine))
 
 
 def full_box(shape: Shape) -> Box:

@@ -27,7 +27,7 @@ from service.inference.logits import Logits, logit
 from service.inference.manifest import Interpolation, Label, MinVolume, Rule
 from service.inference.masks import LesionProbability, Masks, Packed, bit_mask, empty_packed, has_bit
 from service.inference.postprocessing import BoxedMask, Companions, apply_rules, components_of_at_least
-from service.inference.resampling import AxisWeights, axis_weights, resample
+from service.inference.resampling import axis_weights, resample
 from service.progress import Progress, Stage, no_progress
 from service.request import PostProcessing
 
@@ -217,12 +217,12 @@ class _WayBack:
     """From the model grid to the source's voxels, both along the closest RAS axes."""
 
     def __init__(self, grid: ModelGrid, source: Geometry) -> None:
-        canonical = grid.to_ras.geometry(source)
-        self._shape: Shape = canonical.shape
+        self._shape: Shape = grid.to_ras.geometry(source).shape
         self._crop = grid.crop
         self._whole = grid.whole
-        # Source voxel i lies at i * step on the (whole, uncropped) model grid.
-        self._steps = [own / target for own, target in zip(canonical.spacing_mm, grid.geometry.spacing_mm, strict=True)]
+        # Source voxel i lies at i * step on the (whole, uncropped) model grid, behind the shift of its slice.
+        self._steps = grid.steps
+        self._shear = grid.shear
 
     def on_whole_grid(self, box: Box) -> Box:
         """A box of the cropped model grid in voxels of the whole one."""
@@ -235,8 +235,8 @@ class _WayBack:
     def write(self, field: _Field, bit: int, packed: Packed, interpolation: Interpolation) -> Box | None:
         """Set `bit` in `packed` (along the closest RAS axes) where the field's mask is; the box of what was set."""
         written: list[Box] = []
-        for slab in _slabs(self._reach(field.box)):
-            hit = resample(field.values, self._weights(slab, field.box, interpolation)) > field.level
+        for slab in self._slabs(self._reach(field.box)):
+            hit = self._sampled(field.values, field.box, slab, interpolation) > field.level
             tight = bounding_box(hit)
             if tight is not None:
                 view = packed[absolute(tight, slab)]
@@ -249,31 +249,64 @@ class _WayBack:
 
     def probability(self, region: _Region, box: Box) -> NDArray[np.uint8]:
         """Probability (0 to 255) of a label in `box` of the source, along the closest RAS axes."""
-        weights = self._weights(box, self.on_whole_grid(region.box), Interpolation.LINEAR)
-        scaled: NDArray[np.uint8] = np.rint(np.clip(resample(region.probability, weights) * 255.0, 0.0, 255.0)).astype(
-            np.uint8
-        )
+        scaled = np.empty(box_shape(box), np.uint8)
+        inside = self.on_whole_grid(region.box)
+        for slab in [box] if self._shear is None else self._slabs(box):
+            sampled = self._sampled(region.probability, inside, slab, Interpolation.LINEAR)
+            scaled[relative(slab, box)] = np.rint(np.clip(sampled * 255.0, 0.0, 255.0))
         return scaled
 
     def _reach(self, inside: Box) -> Box:
         """The source voxels that have a voxel of the model box among their neighbours."""
         sides: list[slice] = []
-        for n, whole, step, side in zip(self._shape, self._whole, self._steps, inside, strict=True):
-            first = int(np.floor((side.start - 1) / step)) if side.start > 0 else 0
+        for a, (n, whole, step, side) in enumerate(zip(self._shape, self._whole, self._steps, inside, strict=True)):
+            least, most = self._shifts(a)
+            first = int(np.floor((side.start - 1 - most) / step)) if side.start > 0 else 0
             # Beyond the last centre of the model grid its value goes on.
-            last = int(np.ceil(side.stop / step)) if side.stop < whole else n - 1
+            last = int(np.ceil((side.stop - least) / step)) if side.stop < whole else n - 1
             sides.append(slice(min(max(first, 0), n - 1), min(last, n - 1) + 1))
         return sides[0], sides[1], sides[2]
 
-    def _weights(self, target: Box, inside: Box, interpolation: Interpolation) -> AxisWeights:
-        """Weights from the model voxels `inside` to the source voxels `target`; model voxels outside count as 0."""
+    def _shifts(self, a: int) -> tuple[float, float]:
+        """The least and the largest shift of any slice along axis `a`, in model voxels."""
+        if self._shear is None:
+            return 0.0, 0.0
+        both = (self._shear.shift(a, 0), self._shear.shift(a, self._shape[self._shear.axis] - 1))
+        return min(both), max(both)
+
+    def _slabs(self, box: Box) -> Iterator[Box]:
+        """Parts of a box of the source: thick slabs, or slice by slice where each slice has its own shift."""
+        axis, thickness = (0, _SLAB) if self._shear is None else (self._shear.axis, 1)
+        for start in range(box[axis].start, box[axis].stop, thickness):
+            slab = list(box)
+            slab[axis] = slice(start, min(start + thickness, box[axis].stop))
+            yield slab[0], slab[1], slab[2]
+
+    def _sampled(
+        self, values: Float32 | NDArray[np.bool_], inside: Box, slab: Box, interpolation: Interpolation
+    ) -> Float32:
+        """Values of the model voxels `inside` at the source voxels of `slab`; model voxels outside count as 0."""
+        if self._shear is not None:
+            near = self._near_slice(inside, slab, self._shear.axis)
+            values, inside = values[relative(near, inside)], near
         x, y, z = (
-            axis_weights(whole, np.arange(out.start, out.stop) * step, interpolation)[:, side]
-            for whole, out, side, step in zip(self._whole, target, inside, self._steps, strict=True)
+            axis_weights(whole, self._positions(a, slab), interpolation)[:, side]
+            for a, (whole, side) in enumerate(zip(self._whole, inside, strict=True))
         )
-        return x, y, z
+        return resample(values, (x, y, z))
 
+    def _positions(self, a: int, slab: Box) -> NDArray[np.float64]:
+        """Where the source voxels of `slab` lie on axis `a` of the whole model grid."""
+        shift = 0.0 if self._shear is None else self._shear.shift(a, slab[self._shear.axis].start)
+        positions: NDArray[np.float64] = np.arange(slab[a].start, slab[a].stop, dtype=np.float64) * self._steps[a]
+        positions += shift
+        return positions
 
-def _slabs(box: Box) -> Iterator[Box]:
-    for start in range(box[0].start, box[0].stop, _SLAB):
-        yield slice(start, min(start + _SLAB, box[0].stop)), box[1], box[2]
+    def _near_slice(self, inside: Box, slab: Box, axis: int) -> Box:
+        """The part of a model box that a single slice of a tilted source can see; the others have no weight."""
+        side = inside[axis]
+        place = min(slab[axis].start * self._steps[axis], self._whole[axis] - 1.0)
+        first = min(max(int(np.floor(place)) - 1, side.start), side.stop - 1)
+        near = list(inside)
+        near[axis] = slice(first, min(max(int(np.ceil(place)) + 2, first + 1), side.stop))
+        return near[0], near[1], near[2]

@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 from pydantic import TypeAdapter
 
-from service.imaging.dicom import quiet_pydicom
+from service.imaging.dicom_files import quiet_pydicom
 from service.imaging.volume import Volume
 from service.inference.masks import Masks
 from service.progress import Progress, Stage, no_progress

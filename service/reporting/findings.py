@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.imaging.volume import Notice, Volume
+from service.imaging.volume import Candidate, Notice, Volume
 from service.inference.manifest import Code, Label
 from service.inference.masks import Box, LesionProbability, Masks, has_bit
 from service.progress import Progress, Stage, no_progress
 from service.reporting.cautions import cautions
 from service.reporting.diameters import Diameters, measure_component
+from service.reporting.quality import check_quality
 from service.reporting.regions import VOXEL_AXES, Compass, Region, bounding_box, label_regions
 from service.reporting.schema import (
     CodedConcept,
@@ -22,6 +23,7 @@ from service.reporting.schema import (
     LesionLabelSummary,
     OrganFinding,
     Provenance,
+    SeriesCandidate,
     SourceSummary,
 )
 from service.reporting.structures import Component, components, lesion_id
@@ -62,6 +64,8 @@ def measure(
     progress(Stage.MEASURING, 1.0)
     return Findings(
         source=scan.summary,
+        series=tuple(map(_candidate, volume.candidates)),
+        quality=check_quality(volume, organs),
         organs=tuple(organs),
         lesion_labels=tuple(summaries),
         lesions=tuple(lesions),
@@ -232,6 +236,28 @@ def _axes_lps_mm(
         (_point(to_lps_mm(ends[0])), _point(to_lps_mm(ends[1])))
         for ends in (diameters.longest_segment, diameters.perpendicular_segment)
     )
+
+
+def _candidate(candidate: Candidate) -> SeriesCandidate:
+    return SeriesCandidate(
+        series_uid=candidate.series_uid or None,
+        series_number=candidate.series_number,
+        images=candidate.images,
+        chosen=candidate.chosen,
+        reason=candidate.reason,
+        plane=None if candidate.plane is None else candidate.plane.value,
+        original=candidate.original,
+        kernel=candidate.kernel,
+        slices=candidate.slices,
+        slice_spacing_mm=_rounded(candidate.slice_spacing_mm),
+        slice_thickness_mm=_rounded(candidate.slice_thickness_mm),
+        coverage_mm=_rounded(candidate.coverage_mm),
+        tilt_degrees=_rounded(candidate.tilt_degrees),
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
 def _point(values: NDArray[np.float64]) -> tuple[float, float, float]:

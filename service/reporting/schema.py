@@ -187,6 +187,44 @@ class SourceSummary(_Part):
     )
 
 
+class SeriesCandidate(_Part):
+    """One stack of CT images of the upload: the one that was segmented, or why it was not."""
+
+    series_uid: str | None = Field(
+        description="SeriesInstanceUID; null where the files carry none.", examples=["1.2.840.113619.2.55.3.604.971.1"]
+    )
+    series_number: int | None = Field(description="SeriesNumber of the scanner.", examples=[3])
+    images: int = Field(ge=0, description="Images of the stack, copies included.", examples=[128])
+    chosen: bool = Field(description="Whether it was segmented.")
+    reason: str = Field(
+        description="Why it was taken, passed over or refused.", examples=["Taken by rule: its kernel is not sharp."]
+    )
+    plane: str | None = Field(description="Plane nearest to its slices.", examples=["axial", "sagittal", "coronal"])
+    original: bool | None = Field(description="Reconstructed by the scanner, not derived from other images.")
+    kernel: str | None = Field(description="Kind of the reconstruction kernel.", examples=["soft", "sharp", "unknown"])
+    slices: int | None = Field(description="Slices of the volume, interpolated ones included.", examples=[128])
+    slice_spacing_mm: float | None = Field(description="Distance of slices along their normal.", examples=[2.5])
+    slice_thickness_mm: float | None = Field(description="SliceThickness of the header.", examples=[3.0])
+    coverage_mm: float | None = Field(description="Extent along the slices' normal.", examples=[320.0])
+    tilt_degrees: float | None = Field(description="Gantry tilt measured from the positions.", examples=[0.0])
+
+
+class Severity(StrEnum):
+    """How much a check of quality matters."""
+
+    INFO = "info"  #: as it should be, or only for information
+    WARNING = "warning"  #: some numbers are to be read with care
+    SEVERE = "severe"  #: the result is likely wrong
+
+
+class QualityCheck(_Part):
+    """One check of the scan; every result has the same checks in the same order."""
+
+    code: str = Field(description="Stable code for programs.", examples=["hu-plausibility"])
+    severity: Severity = Field(description="How much it matters.")
+    message: str = Field(description="One sentence for people, with what was measured, without patient data.")
+
+
 class BundleReference(_Part):
     """The model that made the masks."""
 
@@ -225,6 +263,10 @@ class Findings(_Part):
     schema_version: Literal[1] = Field(default=FINDINGS_SCHEMA_VERSION, description="Version of this document's form.")
     statement: str = Field(default=RESEARCH_USE_ONLY, description="The limit of the intended use.")
     source: SourceSummary = Field(description="The input's grid.")
+    series: tuple[SeriesCandidate, ...] = Field(
+        default=(), description="Stacks of CT images the scan was chosen from, it first (DICOM input only)."
+    )
+    quality: tuple[QualityCheck, ...] = Field(default=(), description="Checks of the scan.")
     organs: tuple[OrganFinding, ...] = Field(description="Every organ that was looked for, in the bundle's order.")
     lesion_labels: tuple[LesionLabelSummary, ...] = Field(description="Every kind of lesion that was looked for.")
     lesions: tuple[LesionFinding, ...] = Field(description="Every lesion found, by label, the largest first.")

@@ -5,8 +5,9 @@ import pydicom
 import pytest
 
 from service.errors import InvalidGeometry
-from service.imaging.dicom import read_dicom_header
-from service.imaging.dicom_stack import sort_along_normal, stack_geometry
+from service.imaging.dicom import read_dicom_images
+from service.imaging.dicom_groups import sort_along_normal
+from service.imaging.dicom_stack import stack_geometry
 from tests.support.dicom_series import axial_affine, body_hu, write_ct_series
 from tests.support.reading import notice_codes, read_upload
 
@@ -26,9 +27,9 @@ def test_a_hand_worked_axial_series(tmp_path):
         ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
         ImagePositionPatient=lambda k: [-10, -20, [11, 5, 8][k]],
     )
-    images = sort_along_normal([read_dicom_header(path) for path in paths])
+    images = sort_along_normal([image for path in paths for image in read_dicom_images(path)])
     assert [image.position_mm[2] for image in images] == [5, 8, 11]
-    geometry = stack_geometry(images)
+    geometry, _ = stack_geometry(images)
     assert geometry.shape == (6, 4, 3)
     np.testing.assert_allclose(geometry.affine, [[-0.5, 0, 0, 10], [0, -0.8, 0, 20], [0, 0, 3, 5], [0, 0, 0, 1]])
     np.testing.assert_allclose(geometry.to_lps_mm([2, 3, 1]), [-10 + 2 * 0.5, -20 + 3 * 0.8, 8])
@@ -100,10 +101,15 @@ def tilted(k: int):
 @pytest.mark.parametrize(
     ("position", "sentence"),
     [
-        (tilted, r"14\.0 degrees off their normal \(a gantry tilt\)"),
         (
-            lambda k: lps(z=-50 + 3 * (k + (k > 5))),
-            r"Slices are missing \(about 1\): neighbours are 3 mm apart, but up to 6 mm",
+            lambda k: lps(z=-50 + 3 * (k + 3 * (k > 5))),
+            r"Slices are missing \(about 3\): neighbours are 3 mm apart, but up to 12 mm",
+        ),
+        (lambda k: lps(z=-50 + 3 * (k + (k > 5) + (k > 7))), r"\(about 2\).* a tenth of all"),
+        (lambda k: tilted(k + 4 * (k > 5)), r"\(about 4\).* also tilted by 14\.0 degrees"),
+        (
+            lambda k: lps(y=-30 + 3.3 * k, z=-50 + 3 * k),
+            r"tilted by 47\.7 degrees; up to 45 are read",
         ),
         (lambda k: lps(z=-50 + 3 * (k + 4 * (k > 5))), r"\(about 4\)"),
         (lambda k: lps(z=-50 + 3 * (k // 2)), "6 of 12 slices lie at the position of another"),
@@ -141,7 +147,7 @@ def test_a_rounded_sideways_step_is_no_tilt(tmp_path):
         ([0, 0, 0, 0, 0, 0], "unit vectors"),
         ([2, 0, 0, 0, 1, 0], "unit vectors"),
         ([1, 0, 0, 1, 0, 0], "parallel"),
-        ([1, 0, 0, 0.05, 0.99875, 0], "i and j are 2.8[67] degrees off a right angle"),
+        ([1, 0, 0, 0.05, 0.99875, 0], "Rows and columns of the images are 2.8[67] degrees off a right angle"),
     ],
 )
 def test_impossible_orientations(tmp_path, orientation, sentence):
@@ -182,7 +188,7 @@ def test_without_uids_the_series_number_keeps_series_apart(tmp_path):
         )
     volume = read_upload(tmp_path / "s", tmp_path)
     np.testing.assert_array_equal(volume.hu, body_hu((20, 18, 12), 3))
-    assert notice_codes(volume) == ["series-selected", "series-uid-missing"]
+    assert notice_codes(volume) == ["series-selected", "series-ambiguous", "series-uid-missing"]
 
 
 def test_the_written_series_is_what_pydicom_reads(tmp_path):

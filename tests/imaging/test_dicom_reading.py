@@ -26,6 +26,7 @@ from service.errors import (
     NotHounsfield,
     TooFewSlices,
     UnreadableUpload,
+    UnsafeArchive,
     UnsupportedModality,
     UnsupportedVolume,
     UploadTooLarge,
@@ -95,12 +96,22 @@ def test_files_without_preamble_and_meta_information(tmp_path):
     np.testing.assert_array_equal(read_upload(tmp_path / "a", tmp_path).hu, HU)
 
 
-def test_a_deflated_series_is_refused_unread(tmp_path):
+def test_a_deflated_series(tmp_path):
     for path in write_ct_series(tmp_path / "a", HU):
         dataset = pydicom.dcmread(path)
         dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
         dataset.save_as(path)
-    with pytest.raises(DecodeFailed, match="Deflated"):
+    np.testing.assert_array_equal(read_upload(tmp_path / "a", tmp_path).hu, HU)
+
+
+def test_a_deflated_bomb_is_refused_within_its_bound(tmp_path):
+    (path, *_) = write_ct_series(tmp_path / "a", HU)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.PixelData = bytes(80 * 1024**2)
+    dataset.save_as(path)
+    assert path.stat().st_size < 200_000
+    with pytest.raises(UnsafeArchive, match="deflated DICOM file expands out of proportion"):
         read_upload(tmp_path / "a", tmp_path)
 
 
@@ -229,7 +240,10 @@ def test_the_choice_among_series_follows_the_rule_and_is_told(tmp_path):
     np.testing.assert_array_equal(volume.hu, body_hu((20, 18, 14), 1))
     selected, refused = volume.notices
     assert selected.code == "series-selected"
-    assert selected.message.startswith("3 CT series are usable; series 1.2.2 was taken (original, axial, 14 slices)")
+    assert selected.message == (
+        "3 CT series are usable; series 1.2.2 was taken (axial, original, 14 slices)."
+        " Taken by rule: its slices are thin enough, unlike the next one."
+    )
     assert refused.message == (
         "3 CT images of series 1.2.4 were left out: The series has 3 slices; at least 10 are needed."
         " Send the whole series."
@@ -286,7 +300,7 @@ def test_multi_frame_ct_is_refused_clearly(tmp_path, overrides):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ({"PhotometricInterpretation": "MONOCHROME1"}, "MONOCHROME1"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "palette"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour"),
         ({"Rows": 0}, "matrix"),
         ({"BitsAllocated": 64}, "bit depth"),

@@ -9,17 +9,24 @@ import pytest
 
 from service.errors import (
     DecodeFailed,
-    InvalidGeometry,
-    MultiplePatients,
+    MissingSlices,
     TooFewSlices,
     UnreadableUpload,
+    UnsupportedModality,
     UnsupportedVolume,
 )
-from service.imaging.dicom import is_dicom, quiet_pydicom, read_dicom_header
-from service.imaging.dicom_pixels import read_stored_values
-from service.imaging.dicom_stack import sort_along_normal, stack_geometry
+from service.imaging.dicom import DicomImage, is_dicom, read_dicom_images
+from service.imaging.dicom_files import quiet_pydicom
+from service.imaging.dicom_groups import sort_along_normal
+from service.imaging.dicom_pixels import PixelSource
+from service.imaging.dicom_stack import stack_geometry
 from service.imaging.isolation import IsolatedDecoder
 from tests.support.reading import notice_codes, read_upload, real_scan
+
+
+def header_of(path: Path) -> DicomImage:
+    (image,) = read_dicom_images(path)
+    return image
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -78,7 +85,7 @@ def test_lossless_syntaxes_decode_to_the_same_pixels():
     folder = real_scan("nema_wg04_CT2")
     with IsolatedDecoder() as gdcm:
         pixels = {
-            syntax: read_stored_values(read_dicom_header(folder / syntax / f"CT2_{syntax}"), gdcm)
+            syntax: PixelSource(gdcm).read(header_of(folder / syntax / f"CT2_{syntax}"))
             for syntax in ("RLE", "J2KR", "JLSL", "JPLL", "JLSN", "J2KI")
         }
     reference = pixels["RLE"]
@@ -94,16 +101,19 @@ def test_lossless_syntaxes_decode_to_the_same_pixels():
 def test_the_death_of_the_jpeg_decoder_is_one_decoding_error(tmp_path):
     """GDCM aborts on some damaged files; then the next image gets a new child."""
     path = real_scan("nema_wg04_CT2") / "JPLL" / "CT2_JPLL"
-    image = read_dicom_header(path)
+    image = header_of(path)
     with IsolatedDecoder() as gdcm:
-        expected = read_stored_values(image, gdcm)
-        assert gdcm._child is not None
-        gdcm._child.kill()
+        source = PixelSource(gdcm)
+        expected = source.read(image)
+        (child,) = gdcm._children
+        assert child.process is not None
+        child.process.kill()
         with pytest.raises(DecodeFailed, match="JPEG Lossless"):
-            read_stored_values(image, gdcm)
-        np.testing.assert_array_equal(read_stored_values(image, gdcm), expected)
-        child = gdcm._child
-    assert child.returncode is not None
+            source.read(image)
+        np.testing.assert_array_equal(source.read(image), expected)
+        process = child.process
+    assert process is not None
+    assert process.returncode is not None
 
 
 def test_damaged_lossless_jpeg(tmp_path):
@@ -114,18 +124,45 @@ def test_damaged_lossless_jpeg(tmp_path):
     with quiet_pydicom(), IsolatedDecoder() as gdcm:
         for name in ("damaged", "short"):
             with pytest.raises(DecodeFailed, match="JPEG Lossless"):
-                read_stored_values(read_dicom_header(tmp_path / name), gdcm)
+                PixelSource(gdcm).read(header_of(tmp_path / name))
 
 
-def test_a_real_gantry_tilt_and_a_real_gap():
-    folder = real_scan("dicom2nifti_failing_A")
-    for trap, sentence in (
-        ("gantrytilting/001", r"14\.0 degrees off their normal"),
-        ("sliceincrement/002", r"missing \(about 1\): neighbours are 0\.7497 mm apart, but up to 1\.499 mm"),
-    ):
-        images = sort_along_normal([read_dicom_header(path) for path in dicom_files(folder / trap)])
-        with pytest.raises(InvalidGeometry, match=sentence):
+@pytest.mark.parametrize("trap", ["gantrytilting/001", "sliceincrement/002"])
+def test_real_gantry_tilts(trap):
+    images = sort_along_normal([header_of(path) for path in dicom_files(real_scan("dicom2nifti_failing_A") / trap)])
+    if trap.startswith("slice"):
+        with pytest.raises(MissingSlices, match=r"\(about 1\): neighbours are 0\.7497 mm apart, but up to 1\.499 mm"):
             stack_geometry(images)
+    else:
+        geometry, spacing = stack_geometry(images)
+        assert (spacing.places, round(spacing.tilt_degrees, 1)) == ((0, 1, 2, 3), 14.0)
+        assert geometry.tilt_degrees == pytest.approx(spacing.tilt_degrees)
+
+
+@pytest.mark.parametrize(
+    ("trap", "said"),
+    [
+        ("gantrytilting", "The slices are tilted by 14.0 degrees."),
+        ("sliceincrement", "Slices are missing (about 1): neighbours are 0.7497 mm apart"),
+    ],
+)
+def test_a_short_series_is_told_all_that_is_wrong_with_it(tmp_path, trap, said):
+    with pytest.raises(TooFewSlices) as refusal:
+        read_upload(real_scan(f"dicom2nifti_failing_A/{trap}"), tmp_path)
+    assert refusal.value.detail.startswith("The series has 4 slices; at least 10 are needed. ")
+    assert said in refusal.value.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "sentence"),
+    [
+        ("nema_wg04_CT2", TooFewSlices, "The series has 5 slices; at least 10 are needed"),
+        ("dcmqi_ct3slice/liver.dcm", UnsupportedModality, "the modality is SEG"),
+    ],
+)
+def test_what_holds_no_scan(tmp_path, name, error, sentence):
+    with pytest.raises(error, match=sentence):
+        read_upload(real_scan(name), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +170,7 @@ def test_a_real_gantry_tilt_and_a_real_gap():
     [
         ("dcmqi_ct3slice", TooFewSlices),
         ("dicom2nifti_failing_A/gantrytilting", TooFewSlices),
-        ("dicom2nifti_failing_A", MultiplePatients),
+        ("dicom2nifti_failing_A", TooFewSlices),
         ("totalsegmentator_example", UnsupportedVolume),
         ("clip_text_embeddings", UnreadableUpload),
     ],

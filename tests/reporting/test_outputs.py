@@ -87,7 +87,7 @@ def test_a_missing_frame_of_reference_is_made_up_and_noted(tmp_path):
 def test_the_choice_does_not_change_what_masks_depend_on():
     plain, other = SegmentationRequest(), SegmentationRequest(outputs=(Output.RTSTRUCT,), deidentify=True)
     assert plain.mask_settings == other.mask_settings
-    assert set(plain.mask_settings) == {"targets", "mode", "overlap", "postprocessing"}
+    assert set(plain.mask_settings) == {"targets", "series", "mode", "overlap", "postprocessing"}
 
 
 @pytest.mark.parametrize("outputs", [("pdf",), ("seg", "seg"), ()])
