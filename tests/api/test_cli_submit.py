@@ -69,6 +69,8 @@ def test_submit_waits_prints_the_findings_and_fetches_the_files(api: Api, url: s
                 "fast",
                 "--overlap",
                 "0.25",
+                "--series",
+                "1.2.840.1",
             ],
         )
 
@@ -87,6 +89,7 @@ def test_submit_waits_prints_the_findings_and_fetches_the_files(api: Api, url: s
     job = api.store.get(api.dispatched[0])
     assert job.request.targets == ("liver", "liver_tumor")
     assert (job.request.postprocessing, job.request.mode, job.request.overlap) == ("none", "fast", 0.25)
+    assert job.request.series == "1.2.840.1"
     assert job.upload_bytes == 400_000
 
 
