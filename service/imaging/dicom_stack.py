@@ -113,8 +113,8 @@ def stack_images(images: Sequence[DicomImage], limits: ReadLimits) -> DicomSerie
     if len(unique) < MIN_SLICES:
         noun = "slice" if len(unique) == 1 else "slices"
         raise TooFewSlices(
-            f"The series has {len(unique)} {noun}; at least {MIN_SLICES} are needed.{_also(unique)}"
-            " Send the whole series."
+            f"The series has {len(unique)} {noun}; at least {MIN_SLICES} are needed. Send the whole series."
+            f"{_also(unique)}"
         )
     _check_pixel_format(unique)
     _check_rescale(unique)
@@ -161,7 +161,7 @@ def _also(images: Sequence[DicomImage]) -> str:
     try:
         _, spacing = stack_geometry(sort_along_normal(images))
     except InputError as error:
-        return f" {error.detail}"
+        return f" Also: {error.detail}"
     return f" The slices are tilted by {spacing.tilt_degrees:.1f} degrees." if spacing.tilt_degrees else ""
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.imaging.volume import Acquisition, SourceFormat, Volume
+from service.reporting.regions import Compass
 from service.reporting.schema import OrganFinding, QualityCheck, Severity
 
 # SNOMED CT codes of structures that tell a region of the body.
@@ -116,8 +117,9 @@ def _body_region(organs: Sequence[OrganFinding]) -> QualityCheck:
 
 
 def _slice_thickness(volume: Volume, acquisition: Acquisition) -> QualityCheck:
-    spacing_mm = max(volume.geometry.spacing_mm)
-    thickness_mm = max(acquisition.slice_thickness_mm or 0.0, spacing_mm)
+    is_dicom = volume.source_format is SourceFormat.DICOM
+    across = 2 if is_dicom else Compass(volume.geometry).axis_towards(2)
+    thickness_mm = max(acquisition.slice_thickness_mm or 0.0, volume.geometry.spacing_mm[across])
     if thickness_mm > _THICK_MM:
         return _warning(
             "slice-thickness", f"Slices of {thickness_mm:.3g} mm: lesions smaller than that are lost or blurred."
@@ -128,7 +130,7 @@ def _slice_thickness(volume: Volume, acquisition: Acquisition) -> QualityCheck:
 def _spacing_regularity(volume: Volume, acquisition: Acquisition) -> QualityCheck:
     if volume.source_format is SourceFormat.NIFTI:
         return _info("spacing-regularity", "A NIfTI grid is even by its form; what was converted to it is not known.")
-    off = f"slices lie within {acquisition.largest_deviation_mm:.2g} mm of their even places"
+    off = f"slices lie within {acquisition.largest_deviation_mm:.2f} mm of their even places"
     if acquisition.interpolated_slices:
         return _warning(
             "spacing-regularity", f"Missing slices that were interpolated: {acquisition.interpolated_slices}; {off}."

@@ -61,6 +61,7 @@ def test_another_media_type_is_refused(api: Api, content_type):
         part("patient", "Doe") + "--frontier--\r\n",
         "--frontier\r\nbroken header\r\n\r\nscan\r\n--frontier--\r\n",
         part("files", "scan", "a.nii") + part("overlap", "much") + "--frontier--\r\n",
+        part("files", "scan", "a.nii") + part("series", "Doe^Jane") + "--frontier--\r\n",
         part("files", "scan", "a.nii") + part("model", "a") + part("model", "b") + "--frontier--\r\n",
         part("files", "scan", "a.nii") + part("targets", "x" * 5000) + "--frontier--\r\n",
         part("files", "scan", "a.nii") + 100 * part("targets", "liver") + "--frontier--\r\n",

@@ -74,6 +74,8 @@ def test_submit_waits_prints_the_findings_and_fetches_the_files(api: Api, url: s
                 "--seg-type",
                 "labelmap",
                 "--deidentify",
+                "--series",
+                "1.2.840.1",
             ],
         )
 
@@ -94,6 +96,7 @@ def test_submit_waits_prints_the_findings_and_fetches_the_files(api: Api, url: s
     assert (job.request.postprocessing, job.request.mode, job.request.overlap) == ("none", "fast", 0.25)
     assert (job.request.outputs, job.request.seg_type) == (("seg", "rtstruct"), "labelmap")
     assert job.request.deidentify
+    assert job.request.series == "1.2.840.1"
     assert job.upload_bytes == 400_000
 
 

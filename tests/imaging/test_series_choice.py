@@ -24,8 +24,8 @@ def write(folder, uid, number, spacing=3.0, slices=12, **more):
     ("name", "kind"),
     [
         ("B30f", "soft"), ("Br38f\\3", "soft"), ("B31s", "soft"), ("B70f", "sharp"), ("Bl57d", "sharp"),
-        ("I31f", "soft"), ("FC08", "soft"), ("FC52", "sharp"), ("STANDARD", "soft"), ("LUNG", "sharp"), ("BONEPLUS", "sharp"),
-        ("B", "soft"), ("YC", "sharp"), ("", "unknown"), ("Doe^Jane", "unknown"),
+        ("I31f", "soft"), ("FC08", "soft"), ("FC52", "sharp"), ("STANDARD", "soft"), ("LUNG", "sharp"),
+        ("BONEPLUS", "sharp"), ("B", "soft"), ("YC", "sharp"), ("", "unknown"), ("Doe^Jane", "unknown"),
     ],
 )  # fmt: skip
 def test_kernels_of_the_makers(name, kind):
