@@ -33,7 +33,7 @@ class JobView(BaseModel):
     queue_position: int | None = Field(description="Place in the queue from 1, while queued.")
     cancel_requested: bool = Field(description="A cancel was asked for and has not taken effect yet.")
     attempts: int = Field(description="How often a worker has started the job; above 1 after a worker's death.")
-    model: str = Field(description="Model that runs, `<name>-<version>`.", examples=["viscera-compact-1.3.0"])
+    model: str = Field(description="Model that runs, `<name>-<version>`.", examples=["viscera-compact-2.0.0"])
     targets: tuple[str, ...] | None = Field(
         description="Labels, groups and codes asked for; null means all labels of the model."
     )
@@ -103,7 +103,7 @@ class ArtifactList(BaseModel):
 class ModelView(BaseModel):
     """A model that jobs can ask for."""
 
-    id: str = Field(description="`<name>-<version>`.", examples=["viscera-compact-1.3.0"])
+    id: str = Field(description="`<name>-<version>`.", examples=["viscera-compact-2.0.0"])
     name: str = Field(examples=["viscera-compact"])
     version: str = Field(examples=["1.0.0"])
     description: str

@@ -63,6 +63,20 @@ def test_masks_keep_their_place_in_the_patient(tmp_path, name):
             assert np.array_equal(_filled(contours, result.series), truth[roi.ROIName]), roi.ROIName
 
 
+def test_frames_of_a_tilted_gantry_lie_on_its_slices(tmp_path):
+    """Each frame stands where its source image does, and no spacing is stated that such frames do not have."""
+    affine = axial_affine()
+    affine[1, 2] = affine[2, 2] * np.tan(np.deg2rad(14))
+    result = write_result(tmp_path, affine=affine, shown=True)
+    placed = {file.SOPInstanceUID: file.ImagePositionPatient for file in map(pydicom.dcmread, result.series)}
+    segmentation = result.dataset("seg-organs.dcm")
+    assert "SpacingBetweenSlices" not in segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
+        (source,) = frame.DerivationImageSequence[0].SourceImageSequence
+        assert frame.PlanePositionSequence[0].ImagePositionPatient == placed[source.ReferencedSOPInstanceUID]
+    assert (result.folder / "dicom" / "rtstruct.dcm").exists()
+
+
 def _points(indices: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Voxel centres in LPS mm, to 0.01, in a fixed order."""
     millimetres = np.rint((indices @ affine[:3, :3].T + affine[:3, 3]) * 100).astype(int)

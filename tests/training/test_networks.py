@@ -171,3 +171,14 @@ def test_learned_embedding_is_read_as_it_is() -> None:
 def test_text_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must be \(labels, 512\) or \(labels, 256\), not"):
         UniversalModel(ModelConfig(), torch.zeros(shape))
+
+
+def test_a_leak_passes_what_a_head_holds_back() -> None:
+    """One unit in each layer: -2 becomes 0, with a leak of 0.1 first -0.2, then -0.02, which is the logit."""
+    features = torch.full((1, 8, 1, 1, 1), -0.25)
+    params = torch.zeros(1, 1, HEAD_PARAMETERS)
+    params[..., :8] = 1.0  # first unit of the first layer: the sum, -2
+    params[..., 64] = 1.0
+    params[..., 128] = 1.0
+    assert apply_heads(features, params).item() == 0.0
+    assert apply_heads(features, params, leak=0.1).item() == pytest.approx(-0.02)

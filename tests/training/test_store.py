@@ -1,5 +1,6 @@
 """Cases: codes, what they mean, and voxels to crop around."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,16 @@ from tests.support.training import bits, box_case
 from training.labels import BY_NAME
 from training.phantom.anatomy import rasterize, sample_anatomy
 from training.phantom.tissues import Tissue
-from training.store import CENTERS_PER_LABEL, build_phantom_store, encode_case, open_case, trunk_grid, write_case
+from training.store import (
+    CENTERS_PER_LABEL,
+    build_phantom_store,
+    drawing_beside,
+    encode_case,
+    has_case,
+    open_case,
+    trunk_grid,
+    write_case,
+)
 
 
 def test_codes_of_four_voxels() -> None:
@@ -84,3 +94,13 @@ def test_phantom_store_holds_the_phantom_and_is_built_once(tmp_path: Path) -> No
     write_case(tmp_path, 1, box_case(), source={})
     build_phantom_store(tmp_path, range(1, 2), 10.0, processes=1)
     assert open_case(tmp_path, 1).codes.shape == box_case().codes.shape  # not drawn again
+
+
+def test_cases_are_drawn_beside_what_runs(tmp_path: Path) -> None:
+    with drawing_beside(tmp_path, range(2), 8.0, processes=1):
+        deadline = time.monotonic() + 120
+        while not has_case(tmp_path, 1) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert [has_case(tmp_path, seed) for seed in range(3)] == [True, True, False]
+    with drawing_beside(tmp_path, range(2), 8.0, processes=1):  # nothing is missing
+        pass

@@ -13,12 +13,13 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from tests.support.clip_folder import write_clip_folder
-from tests.support.training import tiny_recipe, write_box_store
+from tests.support.training import box_case, tiny_model, tiny_recipe, write_box_store
 from training import cli
-from training.checkpoint import load_checkpoint
-from training.labels import LABELS
-from training.recipe import RECIPES
-from training.text import read_text_embedding
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.labels import LABELS, ORGANS
+from training.recipe import FIRST_CALIBRATION_SEED, RECIPES
+from training.store import write_case
+from training.text import random_text_embedding, read_text_embedding
 
 run = CliRunner().invoke
 
@@ -69,6 +70,22 @@ def test_train_from_a_recipe_file(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "told apart by random vectors" in result.output
     assert load_checkpoint(tmp_path / "run" / "model.pt").training["steps"] == 1
+
+
+def test_calibrate_leaves_the_weights_alone(tmp_path: Path) -> None:
+    trained, out, store = tmp_path / "model.pt", tmp_path / "calibrated.pt", tmp_path / "store"
+    store.mkdir()
+    write_case(store, FIRST_CALIBRATION_SEED, box_case(), source={})
+    _, text = random_text_embedding(0)
+    save_checkpoint(trained, tiny_model(), label_names=("a",), text=text, training={"recipe": "tiny"})
+    result = run(cli.app, ["calibrate", str(trained), "--out", str(out), "--store", str(store), "--phantoms", "1"])
+    assert result.exit_code == 0, result.output
+    before, after = load_checkpoint(trained), load_checkpoint(out)
+    weights = after.model.state_dict()
+    assert all(weights[name].equal(value) for name, value in before.model.state_dict().items())
+    assert after.training == {"recipe": "tiny"}
+    assert before.calibration.thresholds == {}
+    assert after.calibration.thresholds.keys() == {organ.name for organ in ORGANS}
 
 
 def test_missing_recipe_is_one_line_and_exit_code_2() -> None:
