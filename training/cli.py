@@ -3,12 +3,18 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from training.recipe import Recipe
+    from training.text import TextProvenance
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,36 +40,38 @@ def train_command(
 ) -> None:
     """Train a model from its recipe, or go on where the run was interrupted; writes RUN/model.pt."""
     from training.recipe import read_recipe
-    from training.text import random_text_embedding, read_text_embedding, whiten
     from training.train import RunFolder, train
 
     settings = read_recipe(recipe)
-    if text_embeddings is None:
-        console.print("No --text-embeddings: the labels are told apart by random vectors, not by language.")
-        embedding, text = random_text_embedding(settings.seed)
-    else:
-        embedding, text = read_text_embedding(text_embeddings)
-        if settings.whiten_text:
-            embedding, text = whiten(embedding, text)
+    embedding, text = _text_features(settings, text_embeddings)
     console.print(f"Checkpoint: {train(settings, embedding, text, RunFolder(run), start_from=start_from)}")
 
 
 @app.command("calibrate")
 def calibrate_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.pt) whose weights stay as they are.")],
+    weights: Annotated[Path, typer.Argument(help="Checkpoint (.pt) or bundle, whose weights stay as they are.")],
     out: Annotated[Path, typer.Option(help="Checkpoint to write, with thresholds, peaks and least volumes.")],
     store: Annotated[Path, typer.Option(help="Folder for the phantoms that they are chosen on.")],
     phantoms: Annotated[int, typer.Option(min=1, help="How many.")] = 24,
+    recipe: Annotated[str, typer.Option(help="For a bundle: the recipe of its network.")] = "default_compact",
+    text_embeddings: Annotated[
+        Path | None, typer.Option(help="For a bundle: the text features that it was trained with.")
+    ] = None,
 ) -> None:
     """Choose how probabilities become masks, on phantoms never trained on."""
     import torch
 
     from training.calibrate import calibrate
     from training.checkpoint import load_checkpoint, save_checkpoint
-    from training.recipe import FIRST_CALIBRATION_SEED
+    from training.recipe import FIRST_CALIBRATION_SEED, read_recipe
     from training.store import build_phantom_store
+    from training.warm_start import open_bundle
 
-    trained = load_checkpoint(checkpoint)
+    if weights.is_dir():
+        settings = read_recipe(recipe)
+        trained = open_bundle(weights, settings.model, *_text_features(settings, text_embeddings))
+    else:
+        trained = load_checkpoint(weights)
     seeds = range(FIRST_CALIBRATION_SEED, FIRST_CALIBRATION_SEED + phantoms)
     build_phantom_store(store, seeds, trained.config.spacing_mm[0])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -142,6 +150,17 @@ def embed_command(
     embedding, text = embed(open_encoder(encoder, weights), prompts, source=source)
     write_text_embedding(out, embedding, text)
     console.print(f"{len(listed)} x {embedding.shape[1]} features of {text.encoder}: {escape(str(out))}")
+
+
+def _text_features(settings: "Recipe", path: Path | None) -> "tuple[Tensor, TextProvenance]":
+    """Those of the file, prepared as the recipe says, or random ones."""
+    from training.text import random_text_embedding, read_text_embedding, whiten
+
+    if path is None:
+        console.print("No --text-embeddings: the labels are told apart by random vectors, not by language.")
+        return random_text_embedding(settings.seed)
+    embedding, text = read_text_embedding(path)
+    return whiten(embedding, text) if settings.whiten_text else (embedding, text)
 
 
 def main() -> None:

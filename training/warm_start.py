@@ -5,6 +5,8 @@ form that computes the same: batch norms take the mean and the deviation that a 
 the text branch is the smallest one that maps the labels' text features to the rows of the bundle's head.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 import onnx
@@ -14,9 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.config import ModelConfig
 from training.networks.compact import ResidualBlock
 from training.networks.universal import EMBEDDING_CHANNELS, HEAD_SIZES, PRIOR_LOGIT, UniversalModel
+from training.text import TextProvenance
 
 _GRAPH_PREFIX = "model."  # the exporter's name for the network, before its own parameter names
 FRESH_STD = 0.5  # He's for 8 inputs: sqrt(2 / 8)
@@ -48,6 +52,16 @@ def start_from_bundle(model: UniversalModel, bundle: Path, *, logit_scale: float
         last_layer = [*range(sum(HEAD_SIZES[:2]), sum(HEAD_SIZES[:3])), -1]  # its weights and its bias
         model.controller.weight[last_layer] *= logit_scale
         model.controller.bias[last_layer] *= logit_scale
+
+
+def open_bundle(bundle: Path, config: ModelConfig, text_embedding: Tensor, text: TextProvenance) -> Checkpoint:
+    """The network of a bundle as a checkpoint of `config`, not calibrated. Raises WarmStartError."""
+    model = UniversalModel(config, text_embedding)
+    start_from_bundle(model, bundle)
+    content = (bundle / "manifest.json").read_bytes()
+    manifest = json.loads(content)
+    names = tuple(str(label["name"]) for label in manifest["labels"])
+    return Checkpoint(model.eval(), config, names, text, manifest["training"], hashlib.sha256(content).hexdigest())
 
 
 def start_from_checkpoint(model: UniversalModel, checkpoint: Path) -> None:

@@ -16,7 +16,14 @@ from training.networks.compact import ResidualBlock
 from training.networks.universal import UniversalModel
 from training.text import random_text_embedding
 from training.train import RunFolder, train
-from training.warm_start import WarmStartError, renew_heads, settle_norms, start_from_bundle, start_from_checkpoint
+from training.warm_start import (
+    WarmStartError,
+    open_bundle,
+    renew_heads,
+    settle_norms,
+    start_from_bundle,
+    start_from_checkpoint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +182,14 @@ def test_a_renewed_head_starts_as_a_new_one_and_the_others_stay() -> None:
     assert mean_head[:, -1].tolist() == pytest.approx([-3.0, -3.0], abs=1e-3)  # as likely as a rare label is
     assert mean_head[:, 136:152].abs().max() < 1e-3  # biases
     assert mean_head[:, :136].std() == pytest.approx(0.5, abs=0.08)
+
+
+@torch.no_grad()
+def test_a_bundle_opens_as_a_checkpoint(
+    source: UniversalModel, bundle: Path, window: torch.Tensor, tmp_path: Path
+) -> None:
+    whole = Path(shutil.copytree(bundle, tmp_path / "tiny-1.0.0"))
+    (whole / "manifest.json").write_text('{"training": {"recipe": "first"}, "labels": [{"name": "spleen"}]}')
+    opened = open_bundle(whole, TINY_CONFIG, *random_text_embedding(0))
+    assert (opened.label_names, opened.training) == (("spleen",), {"recipe": "first"})
+    torch.testing.assert_close(opened.model(window), source(window), atol=2e-4, rtol=1e-4)
