@@ -70,7 +70,7 @@ fuzz: $(VENV)/.dev ## read 20,000 DICOM and NIfTI files with mutated headers; mi
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 TEXT_OPTION := $(if $(TEXT_EMBEDDINGS),--text-embeddings $(TEXT_EMBEDDINGS))
 
-train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file); minutes on a GPU, days on a CPU
+train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file); minutes on a GPU, very long on a CPU
 	$(KEEP_MEMORY) $(BIN)/viscera-train train --run runs/first --recipe default_compact $(TEXT_OPTION)
 	mkdir -p runs/default && ln -sfn ../first/store runs/default/store
 	$(KEEP_MEMORY) $(BIN)/viscera-train train --run runs/default --recipe default_compact_refine $(TEXT_OPTION) \

@@ -35,8 +35,9 @@ class Recipe(BaseModel):
     by the machine (`samples.loader_processes`). Their number changes no sample.
     Training begins with `phantoms_at_start` of the phantoms (None: with all), and the others join as they are drawn
     beside it: window n is the same however fast they come (`open_seeds`). Of the planes along z, losses see every
-    `loss_plane_stride`-th. `head_leak` is the slope below 0 of the generated heads' ReLU, a scaffold too: without it a
-    head can end up with all its units off where it is wrong, and learn nothing there.
+    `loss_plane_stride`-th. `head_leak` is the slope below 0 of the generated heads' ReLU, a
+    scaffold too: with none a head can end up with all its units off where it is wrong, and learn nothing there.
+    Validation goes without it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,7 +72,6 @@ class Recipe(BaseModel):
     phantoms_at_start: PositiveInt | None = None
     validation_phantoms: PositiveInt
     validation_samples: PositiveInt
-    calibration_phantoms: NonNegativeInt = 0
     validate_every: PositiveInt
     save_every: PositiveInt
     loader_processes: NonNegativeInt | None = None
@@ -95,11 +95,6 @@ class Recipe(BaseModel):
     def validation_seeds(self) -> range:
         """Seeds that only validation sees."""
         return range(900_000, 900_000 + self.validation_phantoms)
-
-    @property
-    def calibration_seeds(self) -> range:
-        """Seeds of the phantoms by which thresholds are chosen (`calibrate`)."""
-        return range(FIRST_CALIBRATION_SEED, FIRST_CALIBRATION_SEED + self.calibration_phantoms)
 
 
 def read_recipe(name_or_path: str) -> Recipe:

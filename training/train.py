@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-from training.calibrate import calibrate
-from training.checkpoint import NOT_CALIBRATED, read_content, save_checkpoint
+from training.checkpoint import read_content, save_checkpoint
 from training.deep_supervision import VoxelClassifier, marginal_cross_entropy, most_specific_class
 from training.labels import BY_NAME, LABELS, ORGANS
 from training.losses import masked_dice_bce
@@ -145,12 +144,8 @@ def train(
                     "schedule": schedule.state_dict(),
                 }
                 save_checkpoint(run.last, model, label_names=LABEL_NAMES, text=text, training=provenance, resume=state)
-    build_phantom_store(run.store, recipe.calibration_seeds, recipe.model.spacing_mm[0])
     final = _averaged(average)
-    calibration = NOT_CALIBRATED
-    if recipe.calibration_phantoms:
-        calibration = calibrate(final, run.store, recipe.calibration_seeds, device)
-    save_checkpoint(run.final, final, label_names=LABEL_NAMES, text=text, training=provenance, calibration=calibration)
+    save_checkpoint(run.final, final, label_names=LABEL_NAMES, text=text, training=provenance)
     return run.final
 
 
