@@ -7,6 +7,7 @@ named. Before these come the notices of reading and inference.
     organ-cut-by-field-of-view  the organ goes on outside the scan; its volume is a lower bound
     lesion-cut-by-field-of-view the same for a lesion's size
     lesion-outside-host         no voxel inside any organ it may grow in
+    lesion-ambiguous            one region is called two kinds of lesion
     lesion-fills-host           lesions make up most of their host organ
     asymmetric-pair             left and right differ more than anatomy explains, or only one was found
     non-axial-slices            the slices are not axial, so "axial" diameters lie in another plane
@@ -107,12 +108,20 @@ def _about_pairs(organs: Sequence[OrganFinding]) -> Iterator[FindingsWarning]:
 
 def _about_lesions(labels: Sequence[Label], lesions: Sequence[LesionFinding]) -> Iterator[FindingsWarning]:
     segmented = {label.name for label in labels}
+    names = {label.name: label.display_name for label in labels}
     hosts = {label.name: [host for host in label.hosts if host in segmented] for label in labels}
     for lesion in lesions:
         if lesion.host_organ is None and hosts[lesion.label]:
             yield FindingsWarning(
                 code="lesion-outside-host",
                 message=f"{lesion.id}: touches none of the organs it may lie in ({', '.join(hosts[lesion.label])}).",
+                subject=lesion.id,
+            )
+        if lesion.also_labelled:
+            others = ", ".join(names[other] for other in lesion.also_labelled)
+            yield FindingsWarning(
+                code="lesion-ambiguous",
+                message=f"{lesion.id}: the same region is also called {others}. Look at it: at most one can be right.",
                 subject=lesion.id,
             )
         if lesion.cut_by_field_of_view:

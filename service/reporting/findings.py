@@ -30,6 +30,9 @@ from service.reporting.structures import Component, components, lesion_id
 
 _SUMMED_VOXELS = 1_000_000
 
+SHARED_SHARE = 0.1
+"""A lesion with this share of its voxels in the mask of another lesion label is one region called two things."""
+
 
 def measure(
     volume: Volume,
@@ -106,6 +109,14 @@ class _Scan:
         bits = {other.name: bit for bit, other in enumerate(self.masks.labels)}
         return ((host, bits[host]) for host in label.hosts if host in bits)
 
+    def other_lesions(self, label: Label) -> Iterator[tuple[str, int]]:
+        """Name and bit of the other lesion labels that were segmented."""
+        return (
+            (other.name, bit)
+            for bit, other in enumerate(self.masks.labels)
+            if other.kind.is_lesion and other.name != label.name
+        )
+
 
 def _organ(scan: _Scan, region: Region) -> OrganFinding:
     label, box = region.label, region.box
@@ -164,6 +175,7 @@ def _lesion(scan: _Scan, label: Label, one: Component) -> LesionFinding:
         codes=label_codes(label),
         host_organ=host,
         host_overlap_fraction=overlap,
+        also_labelled=_also_labelled(scan, label, component, box),
         volume_ml=scan.volume_ml(int(component.sum())),
         mean_hu=mean_hu,
         sd_hu=sd_hu,
@@ -192,6 +204,16 @@ def _host(scan: _Scan, label: Label, component: NDArray[np.bool_], box: Box) -> 
         if shared > most:
             best, most = host, shared
     return best, round(most / inside.size, 3)
+
+
+def _also_labelled(scan: _Scan, label: Label, component: NDArray[np.bool_], box: Box) -> tuple[str, ...]:
+    """The other lesion labels whose masks hold at least `SHARED_SHARE` of the lesion's voxels."""
+    inside = scan.masks.packed[box][component]
+    return tuple(
+        name
+        for name, bit in scan.other_lesions(label)
+        if np.count_nonzero(has_bit(inside, bit)) >= SHARED_SHARE * inside.size
+    )
 
 
 def _probabilities(

@@ -120,6 +120,11 @@ class LesionFinding(_Part):
         description="The label's host with the most voxels in common; null if it touches none.", examples=["liver"]
     )
     host_overlap_fraction: Fraction = Field(description="Share of the lesion inside that host.", examples=[0.98])
+    also_labelled: tuple[str, ...] = Field(
+        description="Other lesion labels that hold a tenth or more of the same voxels: the model reads one region in "
+        "two ways.",
+        examples=[["kidney_cyst"]],
+    )
     volume_ml: NonNegative = Field(description="Volume of the component.", examples=[8.1812])
     mean_hu: float = Field(description="Mean of the source HU inside the lesion.", examples=[61.0])
     sd_hu: NonNegative = Field(description="Standard deviation (population) of the same HU.", examples=[14.8])

@@ -99,6 +99,25 @@ def test_probability_is_read_at_the_lesions_own_voxels():
     assert (small.mean_probability, small.max_probability) == (1.0, 1.0)
 
 
+def test_a_region_that_is_called_two_lesions_is_pointed_out():
+    one = box_mask(SHAPE, (1, 6), (1, 3), (1, 3))
+    tenth = box_mask(SHAPE, (5, 6), (1, 2), (1, 3))  # 2 of 20 voxels
+    findings = _findings({"liver": one, "liver_tumor": one, "kidney_tumor": tenth})
+    by_label = {lesion.label: lesion.also_labelled for lesion in findings.lesions}
+    assert by_label == {"liver_tumor": ("kidney_tumor",), "kidney_tumor": ("liver_tumor",)}
+    ambiguous = [warning for warning in findings.warnings if warning.code == "lesion-ambiguous"]
+    assert [warning.subject for warning in ambiguous] == ["liver_tumor-1", "kidney_tumor-1"]
+    assert "Kidney tumor" in ambiguous[0].message
+
+
+def test_lesions_that_share_less_than_a_tenth_are_two():
+    one = box_mask(SHAPE, (1, 6), (1, 3), (1, 3))
+    other = box_mask(SHAPE, (5, 9), (1, 2), (1, 2)) | box_mask(SHAPE, (6, 9), (1, 5), (1, 2))  # 1 of 20, 1 of 13
+    findings = _findings({"liver": one | other, "liver_tumor": one, "kidney_tumor": other})
+    assert [lesion.also_labelled for lesion in findings.lesions] == [(), ()]
+    assert "lesion-ambiguous" not in _codes(findings)
+
+
 def test_lesion_without_stored_probability():
     volume, masks = scan(QUIET, {"liver_tumor": box_mask(SHAPE, (1, 3), (1, 3), (1, 3))})
     (found,) = measure(volume, replace(masks, lesion_probability={}), PROVENANCE).lesions

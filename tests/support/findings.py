@@ -47,6 +47,7 @@ def example_findings() -> dict[str, Any]:
         "centroid_voxel": (1, 1, 1),
         "bounding_box_voxel": BOX,
         **uncut,
+        "also_labelled": (),
         "mean_probability": 0.81,
         "max_probability": 0.97,
     }
