@@ -61,6 +61,11 @@ class Viscera:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def url(self) -> str:
+        """Address of the service."""
+        return str(self._http.base_url).rstrip("/")
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -115,6 +120,29 @@ class Viscera:
         headers = {"Content-Type": form.content_type, "Content-Length": str(form.length)}
         response = self._request("POST", "/v1/jobs", content=iter(form), headers=headers)
         return _document(response)
+
+    def submit_reference(
+        self,
+        study_url: str,
+        *,
+        credentials: str | None = None,
+        push: Sequence[str] = (),
+        **choices: Any,  # noqa: ANN401
+    ) -> JobDocument:
+        """The new job for a study that the service fetches from a PACS by itself.
+
+        Args:
+            study_url: WADO-RS address of a study or series, on a host that the service allows.
+            credentials: name of the service's peer whose credentials to use.
+            push: names of the service's peers that get the DICOM results.
+            choices: `model`, `targets`, `mode` and so on, as in the JSON body of `POST /v1/jobs`.
+
+        Raises:
+            ProblemError: the service refused the reference.
+            UnreachableError: nothing answers.
+        """
+        reference = {"url": study_url, "credentials": credentials}
+        return _document(self._request("POST", "/v1/jobs", json={"reference": reference, "push": [*push], **choices}))
 
     def job(self, job_id: str) -> JobDocument:
         """The job as it stands."""

@@ -15,6 +15,7 @@
     │   │   └── MissingSlices         missing-slices
     │   ├── NotHounsfield             not-hu
     │   ├── DecodeFailed              decode-failed
+    │   ├── ReferenceNotFound         reference-not-found
     │   └── OutputNotPossible         output-not-possible
     ├── BundleError                   the bundle was refused
     │   ├── BundleNotFound            bundle-not-found
@@ -27,6 +28,8 @@
     │   ├── ArtifactNotFound          artifact-not-found
     │   ├── ModelNotFound             model-not-found
     │   ├── UnknownLabel              unknown-label
+    │   ├── ReferenceRefused          reference-refused
+    │   ├── UnknownPeer               unknown-peer
     │   ├── ResultNotReady            result-not-ready
     │   └── IllegalTransition         illegal-transition
     └── ServiceError                  the service's own trouble: try again or tell the operator
@@ -34,6 +37,9 @@
         │   └── InsufficientDeviceMemory  insufficient-device-memory
         ├── InsufficientMemory        insufficient-memory
         ├── StorageUnavailable        storage-unavailable
+        ├── ReferenceUnreachable      reference-unreachable
+        ├── StudyClosed               study-closed
+        ├── PushFailed                push-failed
         ├── JobCanceled               job-canceled
         ├── WorkerLost                worker-lost
         ├── VerificationFailed        artifact-verification-failed
@@ -162,6 +168,13 @@ class DecodeFailed(InputError):
     title = "The pixel data could not be decoded"
 
 
+class ReferenceNotFound(InputError):
+    """The PACS that a reference names does not have the study or series."""
+
+    code = "reference-not-found"
+    title = "The referenced study does not exist"
+
+
 class OutputNotPossible(InputError):
     """A file that was asked for cannot be written for this input."""
 
@@ -272,6 +285,22 @@ class UnknownLabel(RequestError):
     title = "Unknown label"
 
 
+class ReferenceRefused(RequestError):
+    """The service does not follow this reference: its settings do not allow the host, or it names no study."""
+
+    code = "reference-refused"
+    status = 403
+    title = "The reference was refused"
+
+
+class UnknownPeer(RequestError):
+    """The settings have no peer of that name."""
+
+    code = "unknown-peer"
+    status = 422
+    title = "Unknown peer"
+
+
 class ResultNotReady(RequestError):
     """The job has not succeeded, so it has no result."""
 
@@ -322,6 +351,29 @@ class StorageUnavailable(ServiceError):
 
     code = "storage-unavailable"
     title = "Storage unavailable"
+
+
+class ReferenceUnreachable(ServiceError):
+    """The PACS that a reference names did not deliver the study."""
+
+    code = "reference-unreachable"
+    status = 502
+    title = "The referenced study could not be fetched"
+
+
+class StudyClosed(ServiceError):
+    """The job of a study that still arrived has begun; a late instance begins another."""
+
+    code = "study-closed"
+    title = "The study's job has already begun"
+
+
+class PushFailed(ServiceError):
+    """A peer did not take the results."""
+
+    code = "push-failed"
+    status = 502
+    title = "The results could not be sent"
 
 
 class JobCanceled(ServiceError):

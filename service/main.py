@@ -6,12 +6,13 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from service.api import health, jobs, models, pages, results
+from service.api import dicomweb, health, jobs, models, pages, results
 from service.api.boundary import RequestBoundary
 from service.api.dependencies import Dispatch, Services
 from service.api.documentation import openapi_document
 from service.api.problems import install_problem_handlers
 from service.catalog import Catalog
+from service.exchange.head import identify
 from service.jobs.queue import JobQueue
 from service.jobs.store import JobStore
 from service.settings import Settings
@@ -40,6 +41,7 @@ def create_app(
                 storage=storage or LocalStorage(settings.data_dir),
                 catalog=Catalog.from_settings(settings),
                 dispatch=dispatcher or opened.enter_context(closing(JobQueue(settings, own_store))).dispatch,
+                identify=identify,
             )
             yield
 
@@ -51,7 +53,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    for routes in (jobs, results, models, health, pages):
+    for routes in (jobs, results, dicomweb, models, health, pages):
         app.include_router(routes.router)
     install_problem_handlers(app)
     app.add_middleware(RequestBoundary)

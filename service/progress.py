@@ -7,24 +7,28 @@ from enum import StrEnum
 class Stage(StrEnum):
     """The stages of a job, in the order in which they are walked."""
 
+    FETCHING = "fetching"  #: a study by reference comes from its PACS
     READING = "reading"  #: the upload becomes a volume in HU
     PREPROCESSING = "preprocessing"  #: the volume goes onto the model grid
     INFERENCE = "inference"  #: windows go through the network
     POSTPROCESSING = "postprocessing"  #: logits become masks on the source grid
     MEASURING = "measuring"  #: masks become findings
     WRITING = "writing"  #: findings and masks become files
+    SENDING = "sending"  #: DICOM results go to the peers that the job names
 
 
 Progress = Callable[[Stage, float], None]
 """Told the stage and the fraction (0 to 1) of that stage that is done; called often, and may raise JobCanceled."""
 
 _WEIGHTS: dict[Stage, float] = {  # shares of the wall clock on two CPU cores, in percent
-    Stage.READING: 5.0,
+    Stage.FETCHING: 2.0,
+    Stage.READING: 3.0,
     Stage.PREPROCESSING: 5.0,
     Stage.INFERENCE: 60.0,
     Stage.POSTPROCESSING: 15.0,
     Stage.MEASURING: 7.0,
-    Stage.WRITING: 8.0,
+    Stage.WRITING: 7.0,
+    Stage.SENDING: 1.0,
 }
 
 

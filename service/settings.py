@@ -8,6 +8,9 @@ from platformdirs import user_cache_path, user_data_path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.exchange.peers import AeTitle, Peer, PeerName, origin_of
+from service.request import SegmentationRequest
+
 PREFIX = "VISCERA_"
 
 
@@ -18,7 +21,7 @@ def _default_database_url(validated: dict[str, Any]) -> str:
 class Settings(BaseSettings):
     """All configuration of API, worker and sweeper. No secret has a default."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
 
     # Where things are
     data_dir: Path = Field(
@@ -99,6 +102,37 @@ class Settings(BaseSettings):
         description="module:function that opens what the worker runs a job with; tests put a stand-in here.",
     )
 
+    # Exchange with a PACS
+    peers: dict[PeerName, Peer] = Field(
+        default_factory=dict,
+        description="DICOMweb services and DICOM nodes by name: where results may be sent, and credentials for "
+        "references (JSON object).",
+    )
+    reference_hosts: list[str] = Field(
+        default_factory=list,
+        description="Hosts, as host or host:port, from which studies may be fetched by reference (JSON list).",
+    )
+    fetch_seconds: float = Field(default=600.0, gt=0, description="Longest time that fetching a study may take.")
+    study_quiet_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="A study that comes by STOW-RS or C-STORE is complete when nothing more of it came for so long.",
+    )
+    received_choices: SegmentationRequest = Field(
+        default_factory=SegmentationRequest,
+        description="Choices (targets, mode, outputs, ...) for studies that come by STOW-RS or C-STORE (JSON object).",
+    )
+    received_push: list[PeerName] = Field(
+        default_factory=list,
+        description="Peers that get the results of studies that come by STOW-RS or C-STORE (JSON list).",
+    )
+    ae_title: AeTitle = Field(default="VISCERA", description="Our AE title, as SCP and as SCU.")
+    scp_host: str = Field(default="127.0.0.1", description="Address that `viscera scp` listens on.")
+    scp_port: int = Field(default=11112, ge=0, le=65535, description="Port that `viscera scp` listens on.")
+    scp_callers: list[AeTitle] = Field(
+        default_factory=list, description="AE titles that may send to `viscera scp` (JSON list)."
+    )
+
     # Server and logs
     host: str = Field(default="127.0.0.1", description="Address the API listens on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port the API listens on; 0 picks a free one.")
@@ -111,6 +145,15 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         return path.expanduser().absolute()
+
+    @field_validator("reference_hosts", mode="after")
+    @classmethod
+    def _host_and_port(cls, hosts: list[str]) -> list[str]:
+        for host in hosts:
+            origin_of(f"https://{host}")
+            if "/" in host:
+                raise ValueError("A host is given as host or host:port, without scheme and path.")
+        return hosts
 
     @property
     def embedded_broker(self) -> bool:

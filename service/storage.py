@@ -86,6 +86,12 @@ class LocalStorage:
             raise StorageUnavailable("The upload of this job is no longer stored; submit the study again.")
         return files[0] if len(files) == 1 else folder
 
+    def discard_unfinished(self, job_id: str) -> None:
+        """Remove what a sender that was interrupted left behind; for the worker that has the job."""
+        with _translated_errors():
+            for unfinished in self.upload_dir(job_id).glob(f"*{PART_SUFFIX}"):
+                unfinished.unlink(missing_ok=True)
+
     def delete_upload(self, job_id: str) -> None:
         """Remove the job's upload; nothing happens where there is none."""
         _remove(self.upload_dir(job_id))

@@ -18,12 +18,14 @@ from celery import shared_task
 from structlog.contextvars import bound_contextvars
 
 from service.errors import InternalError, JobCanceled, StorageUnavailable, VisceraError
+from service.exchange.wado import fetch_study
 from service.jobs.job import Job, JobError, JobStatus, Notice
 from service.jobs.lease import Lease, LeaseLost
 from service.jobs.queue import TASK_NAME
 from service.jobs.store import JobStore
 from service.progress import Progress
 from service.request import SegmentationRequest
+from service.settings import Settings
 from service.storage import LocalStorage, is_disk_full, storage_error
 
 _PATIENCE_SECONDS = 300.0  # how long the end of a job waits for a database that is away
@@ -54,6 +56,7 @@ class WorkContext:
     segmenter: Segmenter
     owner: str
     lease_seconds: float
+    settings: Settings
 
 
 _context: WorkContext | None = None
@@ -127,12 +130,28 @@ def _bring_to_an_end(context: WorkContext, job: Job, lease: Lease) -> _Ending | 
 def _segment(context: WorkContext, job: Job, lease: Lease) -> Sequence[Notice]:
     storage = context.storage
     out_dir = storage.begin_result(job.id, job.attempts)
-    with _temporary_files_in(storage.temporary_dir(job.id, job.attempts)):
-        upload = storage.upload_path(job.id)
+    scratch = storage.temporary_dir(job.id, job.attempts)
+    with _temporary_files_in(scratch):
+        source = job.exchange.source
+        if source is None:
+            storage.discard_unfinished(job.id)
+            upload = storage.upload_path(job.id)
+        else:
+            upload = fetch_study(source, scratch / "fetched", context.settings, lease.progress)
         notices = context.segmenter.segment(upload, out_dir, job.model, job.request, lease.progress)
     _patiently(lease.confirm)
     storage.publish_result(job.id, job.attempts)
-    return notices
+    return [*notices, *_push(context, job, lease)]
+
+
+def _push(context: WorkContext, job: Job, lease: Lease) -> Sequence[Notice]:
+    """Send the published result where the job says; whatever goes wrong with it is a remark on the job."""
+    if not job.exchange.push:
+        return ()
+    # Here, because it brings the DICOM libraries, and this module is imported before the fork.
+    from service.exchange.push import push_result
+
+    return push_result(context.storage.result_dir(job.id), job.exchange.push, context.settings, lease.progress)
 
 
 def _write(context: WorkContext, job: Job, ending: _Ending) -> bool:

@@ -11,7 +11,7 @@ from structlog.typing import Processor
 
 # pydicom and nibabel quote values of the file in their warnings, and those may be a patient's.
 # py.warnings: where Python's own warnings go.
-_QUOTING_LOGGERS = ("pydicom", "nibabel", "nibabel.global", "py.warnings")
+_QUOTING_LOGGERS = ("pydicom", "nibabel", "nibabel.global", "pynetdicom", "py.warnings")
 # One line for each message of a job says nothing that our own events do not.
 _CHATTY_LOGGERS = ("celery.worker.strategy", "celery.app.trace", "httpx", "httpcore")
 

@@ -116,6 +116,7 @@ def start_process(**_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
         segmenter=open_segmenter(settings),
         owner=current_owner(),
         lease_seconds=settings.lease_seconds,
+        settings=settings,
     )
     install_context(context)
     _process = WarmProcess(context)

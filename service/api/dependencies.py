@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.catalog import Catalog
+from service.exchange.instance import Identify
 from service.jobs.store import JobStore
 from service.settings import Settings
 from service.storage import LocalStorage
@@ -24,6 +25,7 @@ class Services:
     storage: LocalStorage
     catalog: Catalog
     dispatch: Dispatch
+    identify: Identify
 
 
 def services_of(request: Request) -> Services:

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.api.problems import Problem
+from service.api.references import ReferencedStudy
 
 REF_TEMPLATE = "#/components/schemas/{model}"
 DESCRIPTION = """\
@@ -19,6 +20,7 @@ Research use only. Not a medical device.
 TAGS = [
     {"name": "jobs", "description": "Submit studies and follow the work on them."},
     {"name": "results", "description": "What a succeeded job has found and written."},
+    {"name": "dicomweb", "description": "Studies from a PACS, by STOW-RS."},
     {"name": "models", "description": "What jobs can ask for."},
     {"name": "health", "description": "For load balancers and operators."},
 ]
@@ -40,9 +42,11 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
             operation["responses"] = dict(sorted(operation["responses"].items()))
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    problem = Problem.model_json_schema(ref_template=REF_TEMPLATE)
-    schemas.update(problem.pop("$defs", {}))
-    schemas["Problem"] = problem
+    # These are not the type of a parameter or an answer of any route.
+    for model in (Problem, ReferencedStudy):
+        schema = model.model_json_schema(ref_template=REF_TEMPLATE)
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     app.openapi_schema = document
     return document

@@ -1,5 +1,6 @@
 """Jobs over HTTP: submit, follow, list, cancel, delete."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 
 from service.api.dependencies import Services, ServicesDep
 from service.api.problems import problems
+from service.api.references import JSON, ReferencedStudy, is_reference, receive_reference
 from service.api.schemas import EXAMPLE_JOB_ID, JobPage, JobView
 from service.api.uploads import ReceivedUpload, UploadLimits, receive_upload
 from service.errors import (
@@ -16,12 +18,16 @@ from service.errors import (
     InternalError,
     JobNotFound,
     ModelNotFound,
+    ReferenceRefused,
     RequestError,
     StorageUnavailable,
     UnknownLabel,
+    UnknownPeer,
     UnreadableUpload,
     UploadTooLarge,
 )
+from service.exchange.plan import Exchange
+from service.exchange.reference import check_exchange
 from service.jobs.job import Job, JobStatus, new_job_id
 from service.request import Mode, Output, PostProcessing, SegmentationRequest, SegType
 
@@ -108,10 +114,17 @@ UPLOAD_FORM: dict[str, Any] = {
                         "otherwise.",
                         "example": "1.2.840.113619.2.55.3.604688119.971.1",
                     },
+                    "push": {
+                        "type": "string",
+                        "description": "Names of peers in the setting `VISCERA_PEERS` that get the DICOM results, "
+                        "comma separated or in repeated fields.",
+                        "example": "pacs",
+                    },
                 },
             },
             "encoding": {"files": {"contentType": "application/octet-stream"}},
-        }
+        },
+        JSON: {"schema": {"$ref": "#/components/schemas/ReferencedStudy"}},
     },
 }
 
@@ -131,16 +144,29 @@ JobId = Annotated[str, Path(description="Id of the job.", examples=[EXAMPLE_JOB_
                 "Retry-After": {"description": "Seconds until the first poll.", "schema": {"type": "integer"}},
             },
         },
-        **problems(RequestError, ModelNotFound, UploadTooLarge, UnreadableUpload, EmptyUpload, UnknownLabel),
+        **problems(
+            RequestError,
+            ModelNotFound,
+            UploadTooLarge,
+            UnreadableUpload,
+            EmptyUpload,
+            UnknownLabel,
+            ReferenceRefused,
+            UnknownPeer,
+        ),
     },
     openapi_extra={"requestBody": UPLOAD_FORM},
 )
 async def submit_job(request: Request, response: Response, services: ServicesDep) -> JobView:
-    """Stores the upload and queues a job for it; the job itself finds out whether it is a usable CT."""
+    """Stores the upload, or notes the reference, and queues a job for it; the job itself finds out whether it is a
+    usable CT."""
     job_id = new_job_id()
-    limits = UploadLimits(services.settings.max_upload_bytes, services.settings.max_upload_files)
-    upload = await receive_upload(request, services.storage, job_id, limits)
-    view = await to_thread.run_sync(_accept, services, job_id, upload)
+    if is_reference(request):
+        submitted: ReferencedStudy | ReceivedUpload = await receive_reference(request)
+    else:
+        limits = UploadLimits(services.settings.max_upload_bytes, services.settings.max_upload_files)
+        submitted = await receive_upload(request, services.storage, job_id, limits)
+    view = await to_thread.run_sync(_accept, services, job_id, submitted)
     response.headers["Location"] = view.links.self
     response.headers["Retry-After"] = str(_poll_seconds(view))
     return view
@@ -213,24 +239,54 @@ def delete_job(job_id: JobId, services: ServicesDep) -> None:
     services.storage.delete_job(job_id)
 
 
-def _accept(services: Services, job_id: str, upload: ReceivedUpload) -> JobView:
-    """The queued job for a stored upload; an upload that asks for something impossible is removed."""
+@dataclass(frozen=True)
+class _Submission:
+    """What a request asks for, whichever form it has."""
+
+    model: str | None
+    request: SegmentationRequest
+    exchange: Exchange
+    bytes: int = 0
+    files: int = 0
+
+
+def _accept(services: Services, job_id: str, submitted: ReferencedStudy | ReceivedUpload) -> JobView:
+    """The queued job for a stored upload or a reference; an upload that asks for something impossible is removed."""
     try:
-        model = services.catalog.find(_single(upload, "model"))
-        request = _segmentation_request(upload)
-        model.require_targets(request.targets)
+        submission = _submission(submitted)
+        model = services.catalog.find(submission.model)
+        model.require_targets(submission.request.targets)
+        check_exchange(submission.exchange, services.settings)
         job = services.store.create(
             job_id=job_id,
             model=model.id,
-            request=request,
-            upload_bytes=upload.bytes,
-            upload_files=upload.files,
+            request=submission.request,
+            upload_bytes=submission.bytes,
+            upload_files=submission.files,
+            exchange=submission.exchange,
         )
     except BaseException:
         services.storage.delete_upload(job_id)
         raise
     services.dispatch(job_id)
     return _view(services, job)
+
+
+def _submission(submitted: ReferencedStudy | ReceivedUpload) -> _Submission:
+    if isinstance(submitted, ReferencedStudy):
+        exchange = Exchange(source=submitted.reference, push=submitted.push)
+        return _Submission(submitted.model, submitted.choices, exchange)
+    try:
+        exchange = Exchange(push=tuple(_several(submitted, "push")))
+    except ValidationError as error:
+        raise _invalid(error) from error
+    request = _segmentation_request(submitted)
+    return _Submission(_single(submitted, "model"), request, exchange, submitted.bytes, submitted.files)
+
+
+def _invalid(error: ValidationError) -> RequestError:
+    first = error.errors()[0]
+    return RequestError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
 
 def _segmentation_request(upload: ReceivedUpload) -> SegmentationRequest:
@@ -244,8 +300,7 @@ def _segmentation_request(upload: ReceivedUpload) -> SegmentationRequest:
     try:
         return SegmentationRequest.model_validate({k: v for k, v in choices.items() if v is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise RequestError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise _invalid(error) from error
 
 
 def _single(upload: ReceivedUpload, name: str) -> str | None:

@@ -18,7 +18,7 @@ from service.storage import LocalStorage, storage_error
 
 FILE_FIELDS = ("files", "file")
 TEXT_FIELDS = (
-    "model", "targets", "mode", "overlap", "postprocessing", "series", "outputs", "seg_type", "deidentify",
+    "model", "targets", "mode", "overlap", "postprocessing", "series", "outputs", "seg_type", "deidentify", "push",
 )  # fmt: skip
 MAX_TEXT_FIELDS = 64
 MAX_TEXT_BYTES = 4096
@@ -56,14 +56,14 @@ async def receive_upload(request: Request, storage: LocalStorage, job_id: str, l
         StorageUnavailable: the disk is full or away.
         starlette.requests.ClientDisconnect: the client hung up.
     """
-    _check_declared_length(request, limits)
+    check_declared_length(request, limits)
     parts = _Parts(_boundary(request), storage, job_id, limits)
     received = 0
     try:
         async for chunk in request.stream():
             received += len(chunk)
             if received > limits.bytes:
-                raise _too_many_bytes(limits)
+                raise too_many_bytes(limits)
             parts.feed(chunk)
             if parts.unflushed:
                 await to_thread.run_sync(parts.flush)
@@ -76,10 +76,11 @@ async def receive_upload(request: Request, storage: LocalStorage, job_id: str, l
         raise
 
 
-def _check_declared_length(request: Request, limits: UploadLimits) -> None:
+def check_declared_length(request: Request, limits: UploadLimits) -> None:
+    """Raise UploadTooLarge when the request says itself that it is longer than allowed."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limits.bytes:
-        raise _too_many_bytes(limits)
+        raise too_many_bytes(limits)
 
 
 def _boundary(request: Request) -> bytes:
@@ -91,7 +92,8 @@ def _boundary(request: Request) -> bytes:
     return options[b"boundary"]
 
 
-def _too_many_bytes(limits: UploadLimits) -> UploadTooLarge:
+def too_many_bytes(limits: UploadLimits) -> UploadTooLarge:
+    """The error for a body that is longer than allowed."""
     return UploadTooLarge(f"The upload exceeds the limit of {limits.bytes} bytes.")
 
 

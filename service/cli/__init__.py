@@ -113,6 +113,27 @@ def worker_command() -> int:
     return run_worker(Settings())
 
 
+@app.command("scp")
+@_exits
+def scp_command() -> int:
+    """Take CT studies from the DICOM network (C-STORE) as jobs."""
+    from service.cli.scp import listen
+
+    return listen()
+
+
+@app.command("push")
+@_exits
+def push_command(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Id of a succeeded job.")],
+    to: Annotated[str, typer.Option(help="Names of peers in VISCERA_PEERS, comma separated.", metavar="A,B")],
+) -> int:
+    """Send the DICOM results of a job to a PACS once more."""
+    from service.cli.push import push
+
+    return push(job, _split(to) or ())
+
+
 @app.command("segment")
 @_exits
 def segment_command(

@@ -23,7 +23,7 @@ _CHUNK_BYTES = 1024**2
 # Preamble and prefix lie before the file's meta information (PS3.10 7.1).
 _META_AT = 132
 _UID_VALUE = f"{ExplicitVRLittleEndian}\0".encode()
-_EXPLICIT_LITTLE_ENDIAN = (
+EXPLICIT_LITTLE_ENDIAN = (
     bytes(128) + b"DICM" + b"\x02\x00\x10\x00UI" + len(_UID_VALUE).to_bytes(2, "little") + _UID_VALUE
 )
 
@@ -87,7 +87,7 @@ def _inflated(path: Path, meta: Dataset) -> bytes:
     allowed = max(RATIO_FLOOR_BYTES, int(ReadLimits().max_expansion_ratio * len(packed)))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     plain = BytesIO()
-    plain.write(_EXPLICIT_LITTLE_ENDIAN)
+    plain.write(EXPLICIT_LITTLE_ENDIAN)
     while packed and not inflater.eof:
         plain.write(inflater.decompress(packed, _CHUNK_BYTES))
         packed = inflater.unconsumed_tail

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from service.errors import VisceraError
+from service.exchange.plan import NO_EXCHANGE, Exchange
 from service.request import SegmentationRequest
 
 
@@ -81,6 +82,7 @@ class Job:
     notices: tuple[Notice, ...]
     upload_bytes: int
     upload_files: int
+    exchange: Exchange = NO_EXCHANGE  #: where the study comes from and the results go
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service.errors import IllegalTransition, JobNotFound, StorageUnavailable, WorkerLost
+from service.exchange.plan import NO_EXCHANGE, Exchange
 from service.jobs.database import create_tables, open_engine
 from service.jobs.job import (
     TRANSITIONS,
@@ -63,9 +64,16 @@ class JobStore:
     # For callers of the API
 
     def create(
-        self, *, job_id: str, model: str, request: SegmentationRequest, upload_bytes: int, upload_files: int
+        self,
+        *,
+        job_id: str,
+        model: str,
+        request: SegmentationRequest,
+        upload_bytes: int,
+        upload_files: int,
+        exchange: Exchange = NO_EXCHANGE,
     ) -> Job:
-        """A new queued job whose upload is already stored under `job_id`; not yet dispatched."""
+        """A new queued job whose upload is already stored under `job_id`, or will be fetched; not yet dispatched."""
         statement = (
             insert(JOBS)
             .values(
@@ -77,6 +85,7 @@ class JobStore:
                 notices=[],
                 upload_bytes=upload_bytes,
                 upload_files=upload_files,
+                exchange=None if exchange == NO_EXCHANGE else exchange.model_dump(mode="json"),
             )
             .returning(JOBS)
         )
@@ -303,12 +312,18 @@ class JobStore:
         return self._changed_ids(statement)
 
     def undispatched(self, older_than: datetime | None = None) -> builtins.list[str]:
-        """Queued jobs without a message, or whose message was sent before `older_than`; the oldest job first."""
+        """Queued jobs without a message, or whose message was sent before `older_than`; the oldest job first.
+
+        A job whose study still arrives (`service.jobs.held`) is none of them.
+        """
         stale: ColumnElement[bool] = JOBS.c.dispatched_at.is_(None)
         if older_than is not None:
             stale = or_(stale, JOBS.c.dispatched_at < older_than)
+        not_held = or_(JOBS.c.held_until.is_(None), JOBS.c.held_until <= _now())
         statement = (
-            select(JOBS.c.id).where(JOBS.c.status == JobStatus.QUEUED, stale).order_by(JOBS.c.created_at, JOBS.c.id)
+            select(JOBS.c.id)
+            .where(JOBS.c.status == JobStatus.QUEUED, stale, not_held)
+            .order_by(JOBS.c.created_at, JOBS.c.id)
         )
         with self._transaction() as connection:
             return [*connection.execute(statement).scalars()]

@@ -22,6 +22,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
+from service.exchange.plan import NO_EXCHANGE, Exchange
 from service.jobs.job import Job, JobError, JobStatus, WorkerReport, WorkerState
 from service.request import SegmentationRequest
 
@@ -88,6 +89,9 @@ JOBS = Table(
     Column("owner", String(200)),
     Column("lease_expires_at", UtcDateTime),
     Column("dispatched_at", UtcDateTime),
+    Column("exchange", Json),
+    Column("held_until", UtcDateTime),
+    Column("intake", String(64), unique=True),
     CheckConstraint(f"status IN ({', '.join(repr(str(status)) for status in JobStatus)})", name="jobs_status"),
     CheckConstraint("(status = 'running') = (owner IS NOT NULL)", name="jobs_owner"),
     Index("jobs_by_status", "status", "created_at", "id"),
@@ -125,6 +129,7 @@ def job_of(row: RowMapping) -> Job:
         notices=tuple(row["notices"]),
         upload_bytes=row["upload_bytes"],
         upload_files=row["upload_files"],
+        exchange=NO_EXCHANGE if row["exchange"] is None else Exchange.model_validate(row["exchange"]),
     )
 
 

@@ -64,7 +64,14 @@ def test_the_running_application_keeps_its_contract(api: Api, tmp_path: Path):
         if end is not None:
             end(job_id)
     api.store.report_worker("one", WorkerState.READY)
-    options = ["--max-examples=10", "--seed=1", "--no-color", f"--exclude-checks={','.join(EXCLUDED_CHECKS)}"]
+    # It cannot write multipart/related: tests/exchange/test_stow_door.py does.
+    options = [
+        "--exclude-path=/dicomweb/studies",
+        "--max-examples=10",
+        "--seed=1",
+        "--no-color",
+        f"--exclude-checks={','.join(EXCLUDED_CHECKS)}",
+    ]
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{api.client.base_url}/openapi.json", *options]
 
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)

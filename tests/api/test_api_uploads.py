@@ -46,7 +46,7 @@ def test_an_empty_file_input_of_a_browser_form_is_an_empty_upload(api: Api):
     refused(api, api.client.post("/v1/jobs", content=body, headers=MULTIPART), 422, "empty-upload")
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize("content_type", ["application/xml", "text/plain", "application/x-www-form-urlencoded", ""])
 def test_another_media_type_is_refused(api: Api, content_type):
     response = api.client.post("/v1/jobs", content="{}", headers={"Content-Type": content_type})
     assert "multipart/form-data" in refused(api, response, 415, "unreadable-upload")

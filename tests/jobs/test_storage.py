@@ -40,6 +40,17 @@ def make_old(path: Path) -> None:
     os.utime(path, (hours_ago, hours_ago))
 
 
+def test_what_a_killed_sender_left_unfinished_is_discarded(storage: LocalStorage) -> None:
+    job_id = new_job_id()
+    storage.discard_unfinished(job_id)
+    for name in ("00001.dcm", "00002.dcm"):
+        with storage.open_upload(job_id, name) as file:
+            file.write(b"whole")
+    (storage.upload_dir(job_id) / "00003.dcm.part").write_bytes(b"half")
+    storage.discard_unfinished(job_id)
+    assert files(storage) == {f"uploads/{job_id}/00001.dcm", f"uploads/{job_id}/00002.dcm"}
+
+
 def test_upload_gets_its_name_only_when_it_is_whole(storage: LocalStorage) -> None:
     job_id = new_job_id()
     with storage.open_upload(job_id, "00000.nii.gz") as file:

@@ -30,6 +30,7 @@ def context(system: JobSystem) -> WorkContext:
         segmenter=FakeSegmenter(system.settings.data_dir / "journal.txt"),
         owner="ann",
         lease_seconds=30.0,
+        settings=system.settings,
     )
 
 
@@ -184,7 +185,7 @@ def test_progress_is_shown_and_throttled(context: WorkContext, monkeypatch: pyte
 
     run(context, work)
     # At the start, every 0.25 s, at the change of stage, and before the result is published.
-    assert renewals == [("inference", 40.0)] * 3 + [("writing", 100.0)] * 2
+    assert renewals == [("inference", 40.0)] * 3 + [("writing", 99.0)] * 2
 
 
 def test_running_job_stops_when_it_is_canceled(context: WorkContext, system: JobSystem) -> None:

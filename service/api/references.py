@@ -1,0 +1,59 @@
+"""A job by reference: a JSON body that names a study of a PACS instead of holding it."""
+
+from fastapi import Request
+from pydantic import Field, ValidationError
+
+from service.errors import RequestError
+from service.exchange.peers import PeerName
+from service.exchange.plan import MAX_DESTINATIONS, StudyReference
+from service.request import SegmentationRequest
+
+JSON = "application/json"
+MAX_BODY_BYTES = 64 * 1024
+
+
+class ReferencedStudy(SegmentationRequest):
+    """A study to fetch, and the same choices as in the form."""
+
+    reference: StudyReference
+    model: str | None = Field(
+        default=None,
+        max_length=200,
+        description="Id or name of a model (`GET /v1/models`); the default model otherwise.",
+        examples=["viscera-compact"],
+    )
+    push: tuple[PeerName, ...] = Field(
+        default=(),
+        max_length=MAX_DESTINATIONS,
+        description="Names of peers in the setting `VISCERA_PEERS` that get the DICOM results.",
+        examples=[["pacs"]],
+    )
+
+    @property
+    def choices(self) -> SegmentationRequest:
+        """The choices about the segmentation alone."""
+        return SegmentationRequest.model_validate(self.model_dump(include=set(SegmentationRequest.model_fields)))
+
+
+def is_reference(request: Request) -> bool:
+    """Whether the body is JSON, and so a reference."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON
+
+
+async def receive_reference(request: Request) -> ReferencedStudy:
+    """The reference in the body of `request`.
+
+    Raises:
+        RequestError: the body is too long, no JSON, or not of this form.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestError(f"A JSON body may have {MAX_BODY_BYTES} bytes.")
+    try:
+        return ReferencedStudy.model_validate_json(bytes(body))
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "body"
+        raise RequestError(f"{place}: {first['msg']}") from error

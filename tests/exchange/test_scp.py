@@ -1,0 +1,193 @@
+"""C-STORE into the service: who may send, what is taken, and how it becomes jobs."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.uid import UID, ImplicitVRLittleEndian, RLELossless
+from pynetdicom import AE, _config
+from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verification
+
+from service.catalog import Catalog
+from service.exchange.intake import Intake
+from service.exchange.scp import StoreProvider
+from service.jobs.store import JobStore
+from service.settings import Settings
+from service.storage import LocalStorage
+from tests.support.dicom_series import write_ct_series
+from tests.support.orthanc import running_orthanc
+
+CALLER = "CT1"
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """A listening SCP and what lies behind it."""
+
+    port: int
+    settings: Settings
+    store: JobStore
+    storage: LocalStorage
+
+
+@contextmanager
+def receiving(folder: Path, **changes: object) -> Iterator[Receiver]:
+    chosen = {"scp_callers": [CALLER], "scp_port": 0, "study_quiet_seconds": 60.0, "data_dir": folder / "data"}
+    settings = Settings.model_validate(chosen | changes)
+    with closing(JobStore(settings.database_url)) as store:
+        storage = LocalStorage(settings.data_dir)
+        provider = StoreProvider(settings, Intake(settings, store, storage, Catalog.from_settings(settings)))
+        port = provider.start()
+        try:
+            yield Receiver(port, settings, store, storage)
+        finally:
+            provider.stop()
+            _config.STORE_RECV_CHUNKED_DATASET = False
+    assert not list(settings.data_dir.glob("scp-*")), "leaves nothing under way"
+
+
+def send(
+    port: int,
+    files: list[Path],
+    *,
+    caller: str = CALLER,
+    called: str = "VISCERA",
+    sop_class: UID = CTImageStorage,
+    syntax: UID | None = None,
+) -> list[int]:
+    """The status of each C-STORE; empty when the association is refused, -1 where it broke."""
+    entity = AE(ae_title=caller)
+    entity.add_requested_context(sop_class, syntax)
+    entity.add_requested_context(Verification)
+    association = entity.associate("127.0.0.1", port, ae_title=called)
+    if not association.is_established:
+        return []
+    assert association.send_c_echo().Status == 0x0000
+    statuses = []
+    for path in files:
+        status = association.send_c_store(path)
+        statuses.append(status.Status if status else -1)
+    association.release()
+    return statuses
+
+
+def test_an_association_becomes_a_held_job_for_each_study(tmp_path: Path):
+    one = write_ct_series(tmp_path / "one", StudyInstanceUID="1.2.3")
+    two = write_ct_series(tmp_path / "two", StudyInstanceUID="1.2.4", SOPInstanceUID=lambda k: f"1.2.4.{k}")
+    with receiving(tmp_path, received_choices={"mode": "fast"}) as receiver:
+        assert set(send(receiver.port, one + two)) == {0x0000}
+
+        jobs = receiver.store.list()
+        assert sorted(job.upload_files for job in jobs) == [12, 12]
+        assert {job.request.mode for job in jobs} == {"fast"}
+        for job in jobs:
+            files = [*receiver.storage.upload_dir(job.id).iterdir()]
+            [study] = {pydicom.dcmread(path).StudyInstanceUID for path in files}
+            sent = one if study == "1.2.3" else two
+            pixels = {pydicom.dcmread(path).SOPInstanceUID: pydicom.dcmread(path).PixelData for path in sent}
+            assert {pydicom.dcmread(path).SOPInstanceUID: pydicom.dcmread(path).PixelData for path in files} == pixels
+        assert receiver.store.undispatched() == []
+
+
+def test_a_study_in_two_associations_is_one_job_and_two_senders_are_two(tmp_path: Path):
+    files = write_ct_series(tmp_path / "ct")
+    with receiving(tmp_path, scp_callers=["CT1", "CT2"]) as receiver:
+        send(receiver.port, files[:6])
+        send(receiver.port, files[6:])
+        assert [job.upload_files for job in receiver.store.list()] == [12]
+        send(receiver.port, files[:1], caller="CT2")
+        assert [job.upload_files for job in receiver.store.list()] == [1, 12]
+
+
+@pytest.mark.parametrize("titles", [{"caller": "STRANGER"}, {"called": "OTHER"}])
+def test_whoever_is_not_named_cannot_associate(tmp_path: Path, titles: dict[str, str]):
+    with receiving(tmp_path) as receiver:
+        assert send(receiver.port, write_ct_series(tmp_path / "ct"), **titles) == []
+        assert receiver.store.list() == []
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, RLELossless], ids=lambda uid: uid.name)
+def test_instances_are_kept_in_the_syntax_that_they_came_in(tmp_path: Path, syntax: UID):
+    [path, *_] = write_ct_series(tmp_path / "ct")
+    dataset = pydicom.dcmread(path)
+    if syntax.is_compressed:
+        dataset.compress(syntax, generate_instance_uid=False)
+    else:
+        dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(tmp_path / "sent", enforce_file_format=True, implicit_vr=syntax.is_implicit_VR, little_endian=True)
+    with receiving(tmp_path) as receiver:
+        assert send(receiver.port, [tmp_path / "sent"], syntax=syntax) == [0x0000]
+        [kept] = receiver.storage.upload_dir(receiver.store.list()[0].id).iterdir()
+        assert pydicom.dcmread(kept).file_meta.TransferSyntaxUID == syntax
+
+
+def test_other_objects_than_ct_are_not_negotiated(tmp_path: Path):
+    files = write_ct_series(tmp_path / "seg", SOPClassUID=SegmentationStorage)
+    with receiving(tmp_path) as receiver, pytest.raises(ValueError, match="presentation context"):
+        send(receiver.port, files, sop_class=SegmentationStorage)
+
+
+def test_an_instance_without_a_study_is_not_understood(tmp_path: Path):
+    files = write_ct_series(tmp_path / "ct", StudyInstanceUID=None)
+    with receiving(tmp_path) as receiver:
+        assert set(send(receiver.port, files)) == {0xC000}
+        assert receiver.store.list() == []
+
+
+def test_limits_hold(tmp_path: Path):
+    files = write_ct_series(tmp_path / "ct")
+    with receiving(tmp_path / "files", max_upload_files=3) as receiver:
+        assert send(receiver.port, files) == [0x0000] * 3 + [0xA700] * 9
+    size = files[0].stat().st_size
+    with receiving(tmp_path / "bytes", max_upload_bytes=2 * size + 1000) as receiver:
+        assert send(receiver.port, files[:3]) == [0x0000] * 2 + [0xA700]
+        [job] = receiver.store.list()
+        assert len(list(receiver.storage.upload_dir(job.id).iterdir())) == 2
+    with receiving(tmp_path / "instance", max_upload_bytes=size // 2) as receiver:
+        assert send(receiver.port, files[:1]) == [-1], "broken off while it came"
+        assert receiver.store.list() == []
+
+
+def test_the_command_says_what_to_set_and_then_listens(tmp_path: Path):
+    environment = {**os.environ, "VISCERA_DATA_DIR": str(tmp_path / "data"), "VISCERA_SCP_PORT": "0"}
+    command = [sys.executable, "-m", "service.cli", "scp"]
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "VISCERA_SCP_CALLERS" in refused.stderr
+
+    environment |= {"VISCERA_SCP_CALLERS": f'["{CALLER}"]', "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert select.select([process.stdout], [], [], 60)[0]
+            port = int(process.stdout.readline().split(":")[1].split(".")[0])
+            assert set(send(port, write_ct_series(tmp_path / "ct"))) == {0x0000}
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
+
+
+def test_a_pacs_stores_here(tmp_path: Path):
+    """Orthanc, an independent implementation (DCMTK), as the SCU."""
+    files = write_ct_series(tmp_path / "ct")
+    with (
+        receiving(tmp_path, scp_callers=["ORTHANC"]) as receiver,
+        running_orthanc(tmp_path / "orthanc", {"viscera": ["VISCERA", "127.0.0.1", receiver.port]}) as orthanc,
+    ):
+        orthanc.upload(files)
+        assert orthanc.http.post("/modalities/viscera/echo", json={}).is_success
+        [study] = orthanc.http.get("/studies").json()
+        answer = orthanc.http.post("/modalities/viscera/store", json={"Resources": [study], "Synchronous": True})
+        assert answer.is_success, answer.text
+        assert answer.json()["FailedInstancesCount"] == 0
+        [job] = receiver.store.list()
+        kept = {pydicom.dcmread(path).SOPInstanceUID for path in receiver.storage.upload_dir(job.id).iterdir()}
+        assert kept == {pydicom.dcmread(path).SOPInstanceUID for path in files}
