@@ -9,7 +9,7 @@ TEXT_EMBEDDINGS ?=
 SOURCES := pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow check check-static format openapi bench bench-reading fuzz train-default clean
+.PHONY: help demo serve test test-slow check check-static audit format openapi bench bench-reading chaos fuzz train-default clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -48,6 +48,10 @@ check-static: $(VENV)/.dev ## format, lint, types, import directions
 
 check: check-static test ## everything that CI checks
 
+audit: $(VENV)/.dev ## known weaknesses of the dependencies (asks PyPI) and of the code
+	$(BIN)/bandit -q -c pyproject.toml -r service model_export training
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
+
 format: $(VENV)/.dev ## reformat the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -62,6 +66,10 @@ bench: $(VENV)/.dev ## side by side with the published way (STUDY=path; a phanto
 
 bench-reading: $(VENV)/.dev ## seconds to read 400 DICOM slices, uncompressed and lossless JPEG
 	$(BIN)/python -m benchmarks.reading
+
+# The small disk that is filled is a mount, which needs root; CHAOS=--no-full-disk leaves it out.
+chaos: $(VENV)/.dev ## 200 jobs while workers are killed, Redis and PostgreSQL go away and the disk fills up; minutes
+	$(BIN)/python -m tests.support.chaos $(CHAOS)
 
 fuzz: $(VENV)/.dev ## read 20,000 DICOM and NIfTI files with mutated headers; minutes
 	$(BIN)/python -m pytest -m slow tests/imaging/test_header_fuzz.py

@@ -1,28 +1,105 @@
 """A Viscera service seen from the caller's side: submit a study, follow the job, fetch what it found.
 
-    with Viscera("http://127.0.0.1:8000") as viscera:
+    with Viscera("http://127.0.0.1:8000", api_key=key) as viscera:
         job = viscera.submit([Path("ct.nii.gz")])
         job = viscera.wait(job["id"])
         findings = viscera.findings(job["id"])
 
-Answers are the JSON documents of `openapi.yaml` as dictionaries. Uploads and downloads are streamed. The names of local
-files, which may carry a patient's name, are not sent.
+Answers are the JSON documents of `openapi.yaml` as typed dictionaries. Uploads and downloads are streamed. The names of
+local files, which may carry a patient's name, are not sent.
 """
 
+import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, Literal, Self, TypedDict
 from uuid import uuid4
 
 import httpx
 
-JobDocument = dict[str, Any]
 TERMINAL_STATUSES = frozenset({"succeeded", "failed", "canceled"})
+API_KEY_VARIABLE = "VISCERA_API_KEY"
 CHUNK_BYTES = 256 * 1024
 KEPT_SUFFIXES = (".nii.gz", ".nii", ".zip")
 DEFAULT_POLL_SECONDS = 1.0
+LONG_POLL_SECONDS = 20
+FINAL_EVENT = "end"
+
+
+class ProblemDocument(TypedDict):
+    """Why a job failed."""
+
+    type: str  #: `/problems/<code>`
+    title: str
+    detail: str
+
+
+class WarningDocument(TypedDict):
+    """What to know before trusting a result."""
+
+    code: str
+    message: str
+    subject: str | None
+
+
+class JobLinksDocument(TypedDict):
+    """Addresses that belong to a job; None while there is nothing there."""
+
+    self: str
+    cancel: str | None
+    findings: str | None
+    artifacts: str | None
+
+
+class JobDocument(TypedDict):
+    """A job as the service tells it; a newer service may tell more."""
+
+    id: str
+    status: Literal["queued", "running", "succeeded", "failed", "canceled"]
+    stage: str | None
+    percent: float
+    queue_position: int | None
+    eta_seconds: int | None
+    priority: Literal["stat", "routine", "batch"]
+    batch_id: str | None
+    cancel_requested: bool
+    attempts: int
+    model: str
+    targets: list[str] | None
+    upload_bytes: int
+    upload_files: int
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    time_limit_seconds: float | None
+    stage_seconds: dict[str, float]
+    reused_from: str | None
+    expires_at: str | None
+    expired: bool
+    error: ProblemDocument | None
+    warnings: list[WarningDocument]
+    links: JobLinksDocument
+
+
+class JobPageDocument(TypedDict):
+    """Some jobs, newest first."""
+
+    jobs: list[JobDocument]
+    next_cursor: str | None
+
+
+class ArtifactDocument(TypedDict):
+    """One file of a result."""
+
+    name: str
+    media_type: str
+    bytes: int
+    sha256: str
+    href: str
 
 
 class UnreachableError(Exception):
@@ -51,9 +128,24 @@ class Viscera:
     """A connection to one service; use it as a context manager, or call `close`."""
 
     def __init__(
-        self, url: str, *, transport: httpx.BaseTransport | None = None, timeout_seconds: float = 60.0
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        transport: httpx.BaseTransport | None = None,
+        timeout_seconds: float = 60.0,
     ) -> None:
-        self._http = httpx.Client(base_url=url, transport=transport, timeout=timeout_seconds)
+        """A client of the service at `url`.
+
+        Args:
+            url: its address.
+            api_key: an API key or token; that of the variable VISCERA_API_KEY otherwise.
+            transport: in place of the network.
+            timeout_seconds: for each step of an exchange.
+        """
+        key = api_key or os.environ.get(API_KEY_VARIABLE)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, headers=headers, transport=transport, timeout=timeout_seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +175,12 @@ class Viscera:
         outputs: Sequence[str] = (),
         seg_type: str | None = None,
         deidentify: bool = False,
+        priority: str | None = None,
+        reuse: bool = True,
+        batch_id: str | None = None,
+        time_limit_seconds: float | None = None,
+        callback_url: str | None = None,
+        idempotency_key: str | None = None,
         on_sent: Callable[[int], None] | None = None,
     ) -> JobDocument:
         """The new job for one study: one NIfTI file, one zip, or all files of a DICOM study.
@@ -98,6 +196,12 @@ class Viscera:
             outputs: files to write, such as `seg`, `sr`, `rtstruct`; the service's default otherwise.
             seg_type: `binary` or `labelmap`, for the DICOM SEG of organs; the service's default otherwise.
             deidentify: leave patient and study out of the DICOM objects.
+            priority: `stat`, `routine` or `batch`; the service's default otherwise.
+            reuse: take a stored result of the same files, model and choices instead of a run.
+            batch_id: a name that the jobs of one batch share.
+            time_limit_seconds: fail the job when it runs longer; the service's limit otherwise.
+            callback_url: https address that is told, signed, when the job has ended.
+            idempotency_key: when the same request comes again with this key, its job is the first one's.
             on_sent: called with the number of bytes read for sending so far.
 
         Raises:
@@ -112,14 +216,21 @@ class Viscera:
             "series": series,
             "seg_type": seg_type,
             "deidentify": "true" if deidentify else None,
+            "priority": priority,
+            "reuse": None if reuse else "false",
+            "batch_id": batch_id,
+            "time_limit_seconds": time_limit_seconds,
+            "callback_url": callback_url,
         }
         fields = [(name, str(value)) for name, value in choices.items() if value is not None]
         fields += [("targets", target) for target in targets]
         fields += [("outputs", output) for output in outputs]
         form = _Form(fields, files, on_sent)
         headers = {"Content-Type": form.content_type, "Content-Length": str(form.length)}
-        response = self._request("POST", "/v1/jobs", content=iter(form), headers=headers)
-        return _document(response)
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key
+        job: JobDocument = self._request("POST", "/v1/jobs", content=iter(form), headers=headers).json()
+        return job
 
     def submit_reference(
         self,
@@ -142,11 +253,21 @@ class Viscera:
             UnreachableError: nothing answers.
         """
         reference = {"url": study_url, "credentials": credentials}
-        return _document(self._request("POST", "/v1/jobs", json={"reference": reference, "push": [*push], **choices}))
+        body = {"reference": reference, "push": [*push], **choices}
+        job: JobDocument = self._request("POST", "/v1/jobs", json=body).json()
+        return job
 
     def job(self, job_id: str) -> JobDocument:
         """The job as it stands."""
-        return _document(self._request("GET", f"/v1/jobs/{job_id}"))
+        job: JobDocument = self._request("GET", f"/v1/jobs/{job_id}").json()
+        return job
+
+    def jobs(self, *, status: str | None = None, limit: int = 50, cursor: str | None = None) -> JobPageDocument:
+        """A page of the caller's jobs, newest first; `cursor` is `next_cursor` of the page before."""
+        given = {"status": status, "limit": limit, "cursor": cursor}
+        query = {name: value for name, value in given.items() if value is not None}
+        page: JobPageDocument = self._request("GET", "/v1/jobs", params=query).json()
+        return page
 
     def wait(
         self,
@@ -155,42 +276,80 @@ class Viscera:
         *,
         patience_seconds: float = 60.0,
     ) -> JobDocument:
-        """The job once it is succeeded, failed or canceled; polls as often as the service's Retry-After asks.
+        """The job once it is succeeded, failed or canceled.
+
+        Each request waits at the service for a change. Where something on the way answers at once instead, this polls
+        as often as Retry-After asks.
 
         Args:
             job_id: the job.
-            on_change: called with the job after each poll.
+            on_change: called with the job at first and after each change.
             patience_seconds: how long the service may be away, as when it is restarted, before this raises.
         """
         answered_at = time.monotonic()
+        etag: str | None = None
         while True:
+            asked_at = time.monotonic()
             try:
-                response = self._request("GET", f"/v1/jobs/{job_id}")
+                response = self._poll(job_id, etag)
             except (UnreachableError, ProblemError) as error:
-                away = isinstance(error, UnreachableError) or error.status == HTTPStatus.SERVICE_UNAVAILABLE
-                if not away or time.monotonic() - answered_at > patience_seconds:
+                if not _is_away(error) or time.monotonic() - answered_at > patience_seconds:
                     raise
                 time.sleep(DEFAULT_POLL_SECONDS)
                 continue
             answered_at = time.monotonic()
-            job = _document(response)
-            if on_change:
-                on_change(job)
-            if job["status"] in TERMINAL_STATUSES:
-                return job
-            time.sleep(_retry_after_seconds(response))
+            if response.status_code != HTTPStatus.NOT_MODIFIED:
+                job: JobDocument = response.json()
+                if on_change:
+                    on_change(job)
+                if job["status"] in TERMINAL_STATUSES:
+                    return job
+            waited = etag is not None and answered_at - asked_at >= DEFAULT_POLL_SECONDS
+            changed = response.headers.get("ETag") != etag
+            etag = response.headers.get("ETag")
+            if etag is None or not (waited or changed):
+                time.sleep(_retry_after_seconds(response))
+
+    def events(self, job_id: str, *, patience_seconds: float = 60.0) -> Iterator[JobDocument]:
+        """The job at first and after each change, until it has ended, as the service sends it.
+
+        A stream that breaks is taken up where it broke.
+
+        Args:
+            job_id: the job.
+            patience_seconds: how long the service may be away before this raises.
+        """
+        heard_at = time.monotonic()
+        last_id: str | None = None
+        while True:
+            try:
+                for event in self._stream(job_id, last_id):
+                    heard_at, last_id = time.monotonic(), event.id or last_id
+                    job: JobDocument = json.loads(event.data)
+                    yield job
+                    if event.name == FINAL_EVENT:
+                        return
+            except (UnreachableError, ProblemError) as error:
+                if not _is_away(error) or time.monotonic() - heard_at > patience_seconds:
+                    raise
+            time.sleep(DEFAULT_POLL_SECONDS)
 
     def cancel(self, job_id: str) -> JobDocument:
         """The job after asking for its cancellation."""
-        return _document(self._request("POST", f"/v1/jobs/{job_id}/cancel"))
+        job: JobDocument = self._request("POST", f"/v1/jobs/{job_id}/cancel").json()
+        return job
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job that is not running, with its upload and result."""
+        self._request("DELETE", f"/v1/jobs/{job_id}")
 
     def findings(self, job_id: str) -> dict[str, Any]:
         """The findings of a succeeded job."""
         return _document(self._request("GET", f"/v1/jobs/{job_id}/findings"))
 
-    def artifacts(self, job_id: str) -> list[dict[str, Any]]:
+    def artifacts(self, job_id: str) -> list[ArtifactDocument]:
         """The files a succeeded job has written: name, media type, bytes, SHA-256."""
-        artifacts: list[dict[str, Any]] = _document(self._request("GET", f"/v1/jobs/{job_id}/artifacts"))["artifacts"]
+        artifacts: list[ArtifactDocument] = _document(self._request("GET", f"/v1/jobs/{job_id}/artifacts"))["artifacts"]
         return artifacts
 
     def download(self, job_id: str, name: str, into: Path) -> Path:
@@ -223,6 +382,30 @@ class Viscera:
         """The models the service can run."""
         models: list[dict[str, Any]] = _document(self._request("GET", "/v1/models"))["models"]
         return models
+
+    def _poll(self, job_id: str, etag: str | None) -> httpx.Response:
+        """The job when it has changed; at once when nothing is known of it yet."""
+        if etag is None:
+            return self._request("GET", f"/v1/jobs/{job_id}")
+        patient = httpx.Timeout(self._http.timeout.connect, read=LONG_POLL_SECONDS + (self._http.timeout.read or 60.0))
+        return self._request(
+            "GET",
+            f"/v1/jobs/{job_id}",
+            params={"wait": LONG_POLL_SECONDS},
+            headers={"If-None-Match": etag},
+            timeout=patient,
+        )
+
+    def _stream(self, job_id: str, last_id: str | None) -> Iterator["_Event"]:
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+        try:
+            with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as response:
+                if response.is_error:
+                    response.read()
+                    raise _problem(response)
+                yield from _events(response.iter_lines())
+        except httpx.TransportError as error:
+            raise _unreachable(self._http.base_url, error) from error
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own options
         try:
@@ -292,6 +475,36 @@ class _Form:
 def _neutral_name(path: Path, number: int) -> str:
     suffix = next((suffix for suffix in KEPT_SUFFIXES if path.name.lower().endswith(suffix)), ".dcm")
     return f"{number:05d}{suffix}"
+
+
+@dataclass(frozen=True)
+class _Event:
+    """One server-sent event."""
+
+    name: str
+    data: str
+    id: str | None
+
+
+def _events(lines: Iterator[str]) -> Iterator[_Event]:
+    """The events in the lines of a stream."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line.startswith(":"):
+            continue  # a sign of life
+        if line:
+            name, _, value = line.partition(":")
+            fields[name] = value.removeprefix(" ")
+            continue
+        if "data" in fields:
+            yield _Event(fields.get("event", "message"), fields["data"], fields.get("id"))
+        fields = {}
+
+
+def _is_away(error: UnreachableError | ProblemError) -> bool:
+    if isinstance(error, UnreachableError):
+        return True
+    return error.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
 
 
 def _document(response: httpx.Response) -> dict[str, Any]:

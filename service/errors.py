@@ -24,6 +24,14 @@
     │   ├── UnknownSchemaVersion      bundle-schema-version
     │   └── SelfTestFailed            bundle-self-test
     ├── RequestError                  the request itself is off
+    │   ├── Unauthenticated           unauthenticated
+    │   ├── InsufficientScope         insufficient-scope
+    │   ├── RateLimited               rate-limited
+    │   │   └── QuotaExceeded         quota-exceeded
+    │   ├── BodyTooLarge              body-too-large
+    │   ├── RequestTooSlow            request-too-slow
+    │   ├── CallbackRefused           callback-refused
+    │   ├── KeyNotFound               key-not-found
     │   ├── JobNotFound               job-not-found
     │   ├── ArtifactNotFound          artifact-not-found
     │   ├── ModelNotFound             model-not-found
@@ -31,16 +39,22 @@
     │   ├── ReferenceRefused          reference-refused
     │   ├── UnknownPeer               unknown-peer
     │   ├── ResultNotReady            result-not-ready
+    │   ├── ResultExpired             result-expired
+    │   ├── IdempotencyConflict       idempotency-conflict
     │   └── IllegalTransition         illegal-transition
     └── ServiceError                  the service's own trouble: try again or tell the operator
         ├── EngineUnavailable         engine-unavailable
         │   └── InsufficientDeviceMemory  insufficient-device-memory
         ├── InsufficientMemory        insufficient-memory
         ├── StorageUnavailable        storage-unavailable
+        │   └── UploadGone            upload-gone
         ├── ReferenceUnreachable      reference-unreachable
         ├── StudyClosed               study-closed
         ├── PushFailed                push-failed
+        ├── IdentityProviderUnavailable  identity-provider-unavailable
+        ├── SchemaTooNew              schema-too-new
         ├── JobCanceled               job-canceled
+        ├── TimeLimitExceeded         time-limit-exceeded
         ├── WorkerLost                worker-lost
         ├── VerificationFailed        artifact-verification-failed
         └── InternalError             internal
@@ -253,6 +267,73 @@ class RequestError(VisceraError):
     title = "The request is not valid"
 
 
+class Unauthenticated(RequestError):
+    """The request has no API key or token, or one that is unknown, expired or revoked."""
+
+    code = "unauthenticated"
+    status = 401
+    title = "Authentication is required"
+
+
+class InsufficientScope(RequestError):
+    """The API key or token does not have the scope that the operation needs."""
+
+    code = "insufficient-scope"
+    status = 403
+    title = "The key does not allow this"
+
+
+class RateLimited(RequestError):
+    """The key has made more requests in a minute than it may; try again after Retry-After."""
+
+    code = "rate-limited"
+    status = 429
+    title = "Too many requests"
+
+    def __init__(self, detail: str, retry_after_seconds: int) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QuotaExceeded(RateLimited):
+    """The key has as many unfinished jobs as it may; submit again when one of them has ended."""
+
+    code = "quota-exceeded"
+    title = "Too many unfinished jobs"
+
+
+class BodyTooLarge(RequestError):
+    """The body is larger than this address reads."""
+
+    code = "body-too-large"
+    status = 413
+    title = "The request is too large"
+
+
+class RequestTooSlow(RequestError):
+    """The body arrived too slowly, or stopped arriving."""
+
+    code = "request-too-slow"
+    status = 408
+    title = "The request arrived too slowly"
+
+
+class CallbackRefused(RequestError):
+    """The service does not send webhooks to this address, or sends none at all."""
+
+    code = "callback-refused"
+    status = 422
+    title = "The callback address is refused"
+
+
+class KeyNotFound(RequestError):
+    """No API key of that id."""
+
+    code = "key-not-found"
+    status = 404
+    title = "API key not found"
+
+
 class JobNotFound(RequestError):
     """No job of that id."""
 
@@ -307,6 +388,22 @@ class ResultNotReady(RequestError):
     code = "result-not-ready"
     status = 409
     title = "The result is not ready"
+
+
+class ResultExpired(RequestError):
+    """The result was removed when its time was over; submit the study again."""
+
+    code = "result-expired"
+    status = 410
+    title = "The result has expired"
+
+
+class IdempotencyConflict(RequestError):
+    """The Idempotency-Key came before, with another request."""
+
+    code = "idempotency-conflict"
+    status = 409
+    title = "The idempotency key was used for another request"
 
 
 class IllegalTransition(RequestError):
@@ -376,12 +473,42 @@ class PushFailed(ServiceError):
     title = "The results could not be sent"
 
 
+class UploadGone(StorageUnavailable):
+    """The upload of a job is no longer stored, so the job cannot run."""
+
+    code = "upload-gone"
+    status = 500
+    title = "The upload is no longer stored"
+
+
+class IdentityProviderUnavailable(ServiceError):
+    """The keys of the identity provider cannot be fetched, so its tokens cannot be checked."""
+
+    code = "identity-provider-unavailable"
+    title = "Identity provider unavailable"
+
+
+class SchemaTooNew(ServiceError):
+    """A newer version of the service has upgraded the job table."""
+
+    code = "schema-too-new"
+    title = "The database belongs to a newer version"
+
+
 class JobCanceled(ServiceError):
     """The job was stopped at the caller's request."""
 
     code = "job-canceled"
     status = 409
     title = "The job was canceled"
+
+
+class TimeLimitExceeded(ServiceError):
+    """The job ran longer than its time limit."""
+
+    code = "time-limit-exceeded"
+    status = 500
+    title = "The job took too long"
 
 
 class WorkerLost(ServiceError):

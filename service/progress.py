@@ -36,6 +36,12 @@ def no_progress(stage: Stage, fraction: float) -> None:
     """Nobody is watching."""
 
 
+def stage_fraction(stage: Stage, percent: float) -> float:
+    """The fraction (0 to 1) of `stage` that is done when the whole job is at `percent`; undoes `overall_percent`."""
+    done = (percent - overall_percent(stage, 0.0)) / _WEIGHTS[stage]
+    return min(max(done, 0.0), 1.0)
+
+
 def overall_percent(stage: Stage, fraction: float) -> float:
     """Percent (0 to 100) of the whole job when `fraction` of `stage` is done; a fraction outside 0..1 is clamped."""
     before = 0.0

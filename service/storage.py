@@ -1,4 +1,4 @@
-"""Uploads in, artifacts out: a folder on a local disk.
+"""Uploads in, artifacts out: a folder on a local disk. `service.object_storage` puts them into a bucket instead.
 
     uploads/<job>/<file>                 written as <file>.part, fsynced, renamed
     scratch/<job>/<attempt>/result/...   what an attempt writes; removed with it
@@ -15,16 +15,42 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from service.errors import ArtifactNotFound, StorageUnavailable
-from service.jobs.job import JobStatus, is_job_id
+from service.errors import ArtifactNotFound, StorageUnavailable, UploadGone
+from service.jobs.job import FilesNeeded, is_job_id
 
 PART_SUFFIX = ".part"
 # One file name: no separator, no leading dot, nothing a shell or Windows reads otherwise.
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+_CHUNK_BYTES = 1024**2
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A published artifact."""
+
+    size: int  #: in bytes
+    path: Path | None  #: where it lies on this machine; None: elsewhere
+
+    def chunks(self, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes from `start` up to `stop`, some at a time.
+
+        Raises:
+            StorageUnavailable: they cannot be read now.
+        """
+        assert self.path is not None
+        with _translated_errors(), self.path.open("rb") as file:
+            file.seek(start)
+            while (left := stop - file.tell()) > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
+                yield chunk
+
+    def read(self) -> bytes:
+        """All of it."""
+        return b"".join(self.chunks(0, self.size))
 
 
 class LocalStorage:
@@ -48,7 +74,7 @@ class LocalStorage:
 
     def upload_dir(self, job_id: str) -> Path:
         """Folder of the job's upload; it exists once a file was opened for it."""
-        return self._uploads / _checked(job_id)
+        return self._uploads / checked_job_id(job_id)
 
     @contextmanager
     def open_upload(self, job_id: str, filename: str) -> Iterator[BinaryIO]:
@@ -57,10 +83,8 @@ class LocalStorage:
         Args:
             filename: plain name without folders, of letters, digits, `_`, `-` and `.`, such as `00001.nii.gz`.
         """
-        if not _SAFE_NAME.fullmatch(filename) or filename.endswith(PART_SUFFIX):
-            raise ValueError(f"Not a safe name for an uploaded file: {filename!r}")
         folder = self.upload_dir(job_id)
-        part = folder / (filename + PART_SUFFIX)
+        part = folder / (checked_upload_name(filename) + PART_SUFFIX)
         try:
             with _translated_errors():
                 folder.mkdir(exist_ok=True, mode=0o700)
@@ -74,16 +98,17 @@ class LocalStorage:
             part.unlink(missing_ok=True)
             raise
 
-    def upload_path(self, job_id: str) -> Path:
-        """What to read: the upload's only file, or its folder when there are several.
+    def fetch_upload(self, job_id: str, attempt: int) -> Path:
+        """What an attempt reads: the upload's only file, or its folder when there are several.
 
         Raises:
-            StorageUnavailable: nothing is stored for the job.
+            UploadGone: nothing is stored for the job.
         """
+        del attempt  # nothing has to be brought here for it
         folder = self.upload_dir(job_id)
         files = [path for path in folder.iterdir() if path.suffix != PART_SUFFIX] if folder.is_dir() else []
         if not files:
-            raise StorageUnavailable("The upload of this job is no longer stored; submit the study again.")
+            raise UploadGone("The upload of this job is no longer stored; submit the study again.")
         return files[0] if len(files) == 1 else folder
 
     def discard_unfinished(self, job_id: str) -> None:
@@ -94,13 +119,13 @@ class LocalStorage:
 
     def delete_upload(self, job_id: str) -> None:
         """Remove the job's upload; nothing happens where there is none."""
-        _remove(self.upload_dir(job_id))
+        remove(self.upload_dir(job_id))
 
     # Attempts
 
     def begin_result(self, job_id: str, attempt: int) -> Path:
         """An empty folder for the artifacts of one attempt; what earlier attempts of the job left is removed."""
-        _remove(self._scratch / _checked(job_id))
+        remove(self._scratch / checked_job_id(job_id))
         result = self._attempt(job_id, attempt) / "result"
         with _translated_errors():
             result.mkdir(parents=True, mode=0o700)
@@ -128,17 +153,31 @@ class LocalStorage:
             finished.rename(result)
             _fsync_folder(self._results)
 
+    def copy_result(self, source_id: str, job_id: str, attempt: int) -> None:
+        """Publish the result of another job as this job's, too: links to the same bytes, which either may lose.
+
+        Raises:
+            ArtifactNotFound: the other job has no result any more.
+        """
+        source = self.result_dir(source_id)
+        if not source.is_dir():
+            raise ArtifactNotFound("The result to be reused is no longer stored.")
+        result = self.begin_result(job_id, attempt)
+        with _translated_errors():
+            shutil.copytree(source, result, copy_function=_link_or_copy, dirs_exist_ok=True)
+        self.publish_result(job_id, attempt)
+
     def discard_attempt(self, job_id: str, attempt: int) -> None:
         """Remove everything one attempt wrote and did not publish."""
-        _remove(self._attempt(job_id, attempt))
+        remove(self._attempt(job_id, attempt))
         with suppress(OSError):  # already gone, or another attempt is at work
-            (self._scratch / _checked(job_id)).rmdir()
+            (self._scratch / checked_job_id(job_id)).rmdir()
 
     # Results
 
     def result_dir(self, job_id: str) -> Path:
         """Folder of the job's artifacts; it exists once a result was published."""
-        return self._results / _checked(job_id)
+        return self._results / checked_job_id(job_id)
 
     def artifact_path(self, job_id: str, name: str) -> Path:
         """Path of a published artifact such as `masks/liver.nii.gz`.
@@ -153,55 +192,106 @@ class LocalStorage:
             raise ArtifactNotFound(f"This job has no artifact {name[:80]!r}.")
         return path
 
+    @contextmanager
+    def result_files(self, job_id: str) -> Iterator[Path]:
+        """A folder of this machine with the job's artifacts, for reading while the block lasts.
+
+        Raises:
+            ArtifactNotFound: the job has no stored result.
+        """
+        folder = self.result_dir(job_id)
+        if not folder.is_dir():
+            raise ArtifactNotFound("This job has no stored result.")
+        yield folder
+
+    def artifact(self, job_id: str, name: str) -> StoredFile:
+        """A published artifact such as `masks/liver.nii.gz`.
+
+        Raises:
+            ArtifactNotFound: there is no such file in the job's result, or the name tries to leave it.
+        """
+        path = self.artifact_path(job_id, name)
+        with _translated_errors():
+            return StoredFile(path.stat().st_size, path)
+
     def delete_result(self, job_id: str) -> None:
         """Remove the job's artifacts; nothing happens where there are none."""
-        _remove(self.result_dir(job_id))
+        remove(self.result_dir(job_id))
 
     def delete_job(self, job_id: str) -> None:
         """Remove every file of the job."""
         self.delete_upload(job_id)
         self.delete_result(job_id)
-        _remove(self._scratch / _checked(job_id))
+        remove(self._scratch / checked_job_id(job_id))
 
     # Sweeping
+
+    def scratch_ids(self) -> set[str]:
+        """Ids of the jobs that have scratch files on this machine."""
+        return {path.name for path in self._scratch.iterdir() if is_job_id(path.name)}
+
+    def sweep_scratch(self, needed: Mapping[str, FilesNeeded]) -> None:
+        """Remove the scratch files of jobs that do not run; `needed` was read after `scratch_ids()`."""
+        for job_id in self.scratch_ids():
+            if needed.get(job_id) is not FilesNeeded.ALL:
+                remove(self._scratch / job_id)
 
     def job_ids(self) -> set[str]:
         """Ids of the jobs that have any file here."""
         folders = (self._uploads, self._results, self._scratch)
         return {path.name for folder in folders for path in folder.iterdir() if is_job_id(path.name)}
 
-    def sweep_orphans(self, states: Mapping[str, JobStatus], *, min_age_seconds: float = 3600.0) -> int:
+    def sweep_orphans(self, needed: Mapping[str, FilesNeeded], *, min_age_seconds: float = 3600.0) -> int:
         """Remove what no job needs: files of unknown jobs, and all but the result of a job that has ended.
 
         Args:
-            states: status of each job of `job_ids()` that the table knows, read after `job_ids()`.
+            needed: for each job of `job_ids()` that the table knows, read after `job_ids()`.
             min_age_seconds: leave fresh files of unknown jobs alone: an upload arrives before its job is in the table.
 
         Returns:
             How many folders were removed.
         """
         return sum(
-            _remove(path)
+            remove(path)
             for folder in (self._uploads, self._scratch, self._results)
             for path in folder.iterdir()
-            if self._is_orphan(path, states.get(path.name), min_age_seconds)
+            if self._is_orphan(path, needed.get(path.name), min_age_seconds)
         )
 
-    def _is_orphan(self, path: Path, status: JobStatus | None, min_age_seconds: float) -> bool:
-        if status is None:
-            return _age_seconds(path) >= min_age_seconds
-        if path.parent == self._results and status is JobStatus.SUCCEEDED:
-            return False
-        return status.terminal
+    def _is_orphan(self, path: Path, needed: FilesNeeded | None, min_age_seconds: float) -> bool:
+        if needed is None:
+            return age_seconds(path) >= min_age_seconds
+        return needed is FilesNeeded.NONE or (needed is FilesNeeded.RESULT and path.parent != self._results)
 
     def _attempt(self, job_id: str, attempt: int) -> Path:
-        return self._scratch / _checked(job_id) / str(attempt)
+        return self._scratch / checked_job_id(job_id) / str(attempt)
 
 
-def _checked(job_id: str) -> str:
+def checked_job_id(job_id: str) -> str:
+    """The id itself, when it is one: nothing else may become a part of a path."""
     if not is_job_id(job_id):
         raise ValueError(f"Not a job id: {job_id[:80]!r}")
     return job_id
+
+
+def open_storage(data_dir: Path, url: str) -> LocalStorage:
+    """The storage of a URL: `file://` is the data folder, `s3://bucket/prefix` a bucket beside it.
+
+    Raises:
+        StorageUnavailable: it cannot be used.
+    """
+    if url.startswith("file:"):
+        return LocalStorage(data_dir)
+    from service.object_storage import ObjectStorage  # needs the extra `s3`
+
+    return ObjectStorage(data_dir, url)
+
+
+def checked_upload_name(filename: str) -> str:
+    """The name itself, when it is a plain and safe one."""
+    if not _SAFE_NAME.fullmatch(filename) or filename.endswith(PART_SUFFIX):
+        raise ValueError(f"Not a safe name for an uploaded file: {filename!r}")
+    return filename
 
 
 @contextmanager
@@ -226,7 +316,7 @@ def storage_error(error: OSError) -> StorageUnavailable:
     return StorageUnavailable(f"The storage of the server cannot be used ({reason}); tell its operator.")
 
 
-def _remove(path: Path) -> bool:
+def remove(path: Path) -> bool:
     """Remove a file or a folder; True when there was one."""
     try:
         if path.is_dir() and not path.is_symlink():
@@ -240,7 +330,15 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def _age_seconds(path: Path) -> float:
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def age_seconds(path: Path) -> float:
+    """Since the file or folder was last written."""
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:

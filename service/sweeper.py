@@ -1,19 +1,29 @@
-"""Repairs what a crash left: jobs whose worker is gone, jobs without a message, files without a job."""
+"""Repairs what a crash left: jobs whose worker is gone, jobs without a message, files without a job.
 
+Removes what is kept no longer, too. It runs inside `viscera serve`; elsewhere as `python -m service.sweeper`.
+"""
+
+import argparse
+import signal
+import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
 from service.errors import VisceraError
-from service.jobs.job import Recovery
+from service.jobs.job import Priority, Recovery
 from service.jobs.owner import is_dead
 from service.jobs.queue import JobQueue
 from service.jobs.store import JobStore
 from service.settings import Settings
-from service.storage import LocalStorage
+from service.storage import LocalStorage, open_storage
+from service.telemetry import configure_logging
+from service.waiting import once_available
 
 # A message may be in a worker's hands and not yet claimed: an empty queue alone does not mean that it was lost.
 _MESSAGE_ON_ITS_WAY = timedelta(seconds=15)
@@ -70,6 +80,7 @@ class Sweeper:
         now = datetime.now(UTC)
         recovery = self._recover(now)
         dispatched = self._dispatch(self._store.undispatched(older_than=now - self._message_lifetime()))
+        self._expire(now)
         return SweepReport(recovery, dispatched, self._sweep_files_sometimes())
 
     def _recover(self, now: datetime) -> Recovery:
@@ -89,20 +100,28 @@ class Sweeper:
 
     def _message_lifetime(self) -> timedelta:
         """After how long a message must be lost: soon when the queue is empty, else it may wait in it."""
-        if self._queue.waiting() == 0:
-            return _MESSAGE_ON_ITS_WAY
-        return timedelta(seconds=self._settings.redispatch_seconds)
+        in_a_queue = timedelta(seconds=self._settings.redispatch_seconds)
+        return min(in_a_queue, _MESSAGE_ON_ITS_WAY) if self._queue.waiting() == 0 else in_a_queue
 
-    def _dispatch(self, job_ids: list[str]) -> tuple[str, ...]:
+    def _dispatch(self, waiting: Mapping[str, Priority]) -> tuple[str, ...]:
         """Send messages until the broker refuses one; returns the jobs sent."""
         sent: list[str] = []
-        for job_id in job_ids:
-            if not self._queue.dispatch(job_id):
+        for job_id, priority in waiting.items():
+            if not self._queue.dispatch(job_id, priority):
                 break
             sent.append(job_id)
         if sent:
             log.info("jobs.dispatched", count=len(sent))
         return tuple(sent)
+
+    def _expire(self, now: datetime) -> None:
+        """Remove results and rows whose time is over; what a crash leaves of the files is an orphan."""
+        expired = self._store.expire_results(now)
+        for job_id in expired:
+            self._storage.delete_result(job_id)
+        forgotten = self._store.forget_ended(now - keep) if (keep := self._settings.keep_jobs_for) else 0
+        if expired or forgotten:
+            log.info("jobs.expired", results=len(expired), rows=forgotten)
 
     def _sweep_files_sometimes(self) -> int:
         if self._files_swept_at is not None and time.monotonic() - self._files_swept_at < _FILES_EVERY_SECONDS:
@@ -110,7 +129,7 @@ class Sweeper:
         self._files_swept_at = time.monotonic()
         on_disk = self._storage.job_ids()
         removed = self._storage.sweep_orphans(
-            self._store.states(on_disk), min_age_seconds=self._settings.orphan_seconds
+            self._store.files_needed(on_disk), min_age_seconds=self._settings.orphan_seconds
         )
         if removed:
             log.info("files.swept", removed=removed)
@@ -126,3 +145,26 @@ class Sweeper:
                 log.exception("sweep.failed")
             if self._ended.wait(self._settings.sweep_seconds):
                 return
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of a sweeper in a process of its own."""
+    parser = argparse.ArgumentParser(prog="python -m service.sweeper", description="Sweep until SIGINT or SIGTERM.")
+    parser.parse_args(arguments)
+    settings = Settings()
+    configure_logging(as_json=settings.log_json, level=settings.log_level)
+    opened = once_available(lambda: JobStore(settings.database_url))
+    storage = once_available(lambda: open_storage(settings.data_dir, settings.storage_url))
+    with closing(opened) as store, closing(JobQueue(settings, store)) as queue:
+        sweeper = Sweeper(settings, store, storage, queue)
+        signals = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before the thread starts, so that it blocks them, too
+        sweeper.start()
+        log.info("sweeper.started", every_seconds=settings.sweep_seconds)
+        signal.sigwait(signals)
+        sweeper.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,9 +7,10 @@ worked writes nothing more. Whatever kills the process in between, the sweeper g
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -17,15 +18,25 @@ import structlog
 from celery import shared_task
 from structlog.contextvars import bound_contextvars
 
-from service.errors import InternalError, JobCanceled, StorageUnavailable, VisceraError
+from service.errors import (
+    ArtifactNotFound,
+    InternalError,
+    JobCanceled,
+    StorageUnavailable,
+    UploadGone,
+    VisceraError,
+)
+from service.exchange.plan import PUSH_NOTICES
 from service.exchange.wado import fetch_study
 from service.jobs.job import Job, JobError, JobStatus, Notice
 from service.jobs.lease import Lease, LeaseLost
 from service.jobs.queue import TASK_NAME
 from service.jobs.store import JobStore
+from service.metrics import observe_job
 from service.progress import Progress
 from service.request import SegmentationRequest
 from service.settings import Settings
+from service.stopwatch import Stopwatch
 from service.storage import LocalStorage, is_disk_full, storage_error
 
 _PATIENCE_SECONDS = 300.0  # how long the end of a job waits for a database that is away
@@ -56,6 +67,10 @@ class WorkContext:
     segmenter: Segmenter
     owner: str
     lease_seconds: float
+    time_limit_seconds: float  #: of a job that states none
+    keep_results_for: timedelta | None  #: None: for ever
+    storage_pauses: Sequence[float]  #: seconds to wait before each new try while the disk is full or the storage away
+    kill_process: Callable[[], None]  #: ends this process at once
     settings: Settings
 
 
@@ -88,7 +103,7 @@ def run_job(context: WorkContext, job_id: str) -> None:
     with bound_contextvars(job_id=job_id, attempt=job.attempts):
         log.info("job.started")
         started = time.monotonic()
-        with Lease(context.store, job_id, context.owner, context.lease_seconds) as lease:
+        with _lease(context, job) as lease:
             ending = _bring_to_an_end(context, job, lease)
             written = ending is not None and _patiently(lambda: _write(context, job, ending))
         _clean_up(context.storage, job, ended=written)
@@ -98,6 +113,18 @@ def run_job(context: WorkContext, job_id: str) -> None:
         else:
             reason = {} if ending.error is None else {"code": ending.error.code}
             log.info(f"job.{ending.status}", seconds=seconds, **reason)
+            observe_job(ending.status, reason.get("code"), ending.stage_seconds)
+
+
+def _lease(context: WorkContext, job: Job) -> Lease:
+    return Lease(
+        context.store,
+        job.id,
+        context.owner,
+        lease_seconds=context.lease_seconds,
+        time_limit_seconds=job.time_limit_seconds or context.time_limit_seconds,
+        kill_process=context.kill_process,
+    )
 
 
 @dataclass(frozen=True)
@@ -105,12 +132,15 @@ class _Ending:
     status: JobStatus
     error: JobError | None = None
     notices: Sequence[Notice] = ()
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    reused_from: str | None = None
 
 
 def _bring_to_an_end(context: WorkContext, job: Job, lease: Lease) -> _Ending | None:
     """Run the job and publish its result; None when it became another worker's meanwhile."""
     try:
-        return _Ending(JobStatus.SUCCEEDED, notices=_segment(context, job, lease))
+        ending = _reuse(context, job) or _segment_persistently(context, job, lease)
+        return replace(ending, notices=(*ending.notices, *_push(context, job, lease)))
     except LeaseLost:
         return None
     except JobCanceled:
@@ -127,21 +157,51 @@ def _bring_to_an_end(context: WorkContext, job: Job, lease: Lease) -> _Ending | 
         return _Ending(JobStatus.FAILED, JobError.of(error))
 
 
-def _segment(context: WorkContext, job: Job, lease: Lease) -> Sequence[Notice]:
+def _reuse(context: WorkContext, job: Job) -> _Ending | None:
+    """Publish an equal result that is stored already; None when there is none, or it vanishes meanwhile."""
+    source = context.store.stored_result(job) if job.reuse and job.result_key else None
+    if source is None:
+        return None
+    try:
+        context.storage.copy_result(source.id, job.id, job.attempts)
+    except (ArtifactNotFound, StorageUnavailable):
+        log.warning("job.not_reused", source=source.id)
+        return None
+    notices = [notice for notice in source.notices if notice["code"] not in PUSH_NOTICES]
+    return _Ending(JobStatus.SUCCEEDED, notices=notices, reused_from=source.reused_from or source.id)
+
+
+def _segment_persistently(context: WorkContext, job: Job, lease: Lease) -> _Ending:
+    """Run the job; when the disk is full or the storage away, from its beginning again after each pause."""
+    for pause in context.storage_pauses:
+        try:
+            return _segment(context, job, lease)
+        except (StorageUnavailable, OSError) as error:
+            if isinstance(error, UploadGone) or (isinstance(error, OSError) and not is_disk_full(error)):
+                raise
+            log.warning("storage.away", error=type(error).__name__, retry_in_seconds=pause)
+        _discard(context.storage, job)
+        lease.pause(pause)
+    return _segment(context, job, lease)
+
+
+def _segment(context: WorkContext, job: Job, lease: Lease) -> _Ending:
     storage = context.storage
     out_dir = storage.begin_result(job.id, job.attempts)
     scratch = storage.temporary_dir(job.id, job.attempts)
+    watch = Stopwatch(lease.progress)
     with _temporary_files_in(scratch):
         source = job.exchange.source
         if source is None:
             storage.discard_unfinished(job.id)
-            upload = storage.upload_path(job.id)
+            upload = storage.fetch_upload(job.id, job.attempts)
         else:
-            upload = fetch_study(source, scratch / "fetched", context.settings, lease.progress)
-        notices = context.segmenter.segment(upload, out_dir, job.model, job.request, lease.progress)
+            upload = fetch_study(source, scratch / "fetched", context.settings, watch)
+        notices = context.segmenter.segment(upload, out_dir, job.model, job.request, watch)
+    stage_seconds = watch.seconds()
     _patiently(lease.confirm)
     storage.publish_result(job.id, job.attempts)
-    return [*notices, *_push(context, job, lease)]
+    return _Ending(JobStatus.SUCCEEDED, notices=notices, stage_seconds=stage_seconds)
 
 
 def _push(context: WorkContext, job: Job, lease: Lease) -> Sequence[Notice]:
@@ -151,13 +211,21 @@ def _push(context: WorkContext, job: Job, lease: Lease) -> Sequence[Notice]:
     # Here, because it brings the DICOM libraries, and this module is imported before the fork.
     from service.exchange.push import push_result
 
-    return push_result(context.storage.result_dir(job.id), job.exchange.push, context.settings, lease.progress)
+    with context.storage.result_files(job.id) as folder:
+        return push_result(folder, job.exchange.push, context.settings, lease.progress)
 
 
 def _write(context: WorkContext, job: Job, ending: _Ending) -> bool:
     """Write the job's end to the table; False when the job is no longer this worker's."""
     if ending.status is JobStatus.SUCCEEDED:
-        return context.store.succeed(job.id, context.owner, ending.notices)
+        return context.store.succeed(
+            job.id,
+            context.owner,
+            ending.notices,
+            stage_seconds=ending.stage_seconds,
+            reused_from=ending.reused_from,
+            keep_for=context.keep_results_for,
+        )
     if ending.status is JobStatus.CANCELED:
         return context.store.finish_cancel(job.id, context.owner)
     assert ending.error is not None
@@ -169,6 +237,12 @@ def _log_crash(unexpected: Exception) -> None:
     where = "".join(traceback.format_tb(unexpected.__traceback__))
     log.error("job.crashed", error=type(unexpected).__name__, traceback=where)
     log.debug("job.crash_message", message=str(unexpected))
+
+
+def _discard(storage: LocalStorage, job: Job) -> None:
+    """Give the space of a try back; what cannot be removed now, the next try removes."""
+    with suppress(StorageUnavailable):
+        storage.discard_attempt(job.id, job.attempts)
 
 
 def _clean_up(storage: LocalStorage, job: Job, *, ended: bool) -> None:

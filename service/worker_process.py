@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
@@ -20,12 +21,16 @@ from service.errors import InternalError, StorageUnavailable, VisceraError
 from service.jobs.job import WorkerState
 from service.jobs.owner import current_owner
 from service.jobs.store import JobStore
+from service.metrics import serve_metrics
 from service.settings import Settings
-from service.storage import LocalStorage
+from service.storage import open_storage
 from service.tasks import Segmenter, WorkContext, install_context
+from service.waiting import once_available
 
 _BEAT_SECONDS = 5.0
 _PARENT_WATCH_SECONDS = 0.5
+_FAILED_START_SECONDS = 5.0
+_STORAGE_PAUSES = (5.0, 15.0, 45.0)
 
 log = structlog.get_logger(__name__)
 
@@ -94,6 +99,11 @@ def die_with_process(pid: int) -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
+def _kill_process() -> None:
+    """End this process, whatever its other threads do; its parent starts a new one."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def open_segmenter(settings: Settings) -> Segmenter:
     """The segmenter that the settings name."""
     module, _, function = settings.segmenter.partition(":")
@@ -106,21 +116,44 @@ _process: WarmProcess | None = None
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]  # Celery has no types
 def start_process(**_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
-    """Prepare this freshly forked process; tasks come afterwards."""
+    """Prepare this freshly forked process; tasks come afterwards.
+
+    Celery gives tasks to a process whose preparation failed, too: such a one ends, and its parent starts another.
+    """
     global _process
     die_with_process(os.getppid())
-    settings = Settings()
-    context = WorkContext(
-        store=JobStore(settings.database_url),
-        storage=LocalStorage(settings.data_dir),
+    try:
+        settings = Settings()
+        if settings.worker_metrics_port is not None:
+            serve_metrics(settings.worker_metrics_host, settings.worker_metrics_port)
+        context = _open_context(settings)
+    except Exception:
+        log.exception("worker.not_started")
+        time.sleep(_FAILED_START_SECONDS)
+        _kill_process()
+        raise
+    install_context(context)
+    _process = WarmProcess(context)
+    _process.start()
+
+
+def _open_context(settings: Settings) -> WorkContext:
+    store = once_available(lambda: JobStore(settings.database_url))
+    storage = once_available(lambda: open_storage(settings.data_dir, settings.storage_url))
+    # No sweeper may see this machine's scratch folder when uploads and results are in a bucket.
+    once_available(lambda: storage.sweep_scratch(store.files_needed(storage.scratch_ids())))
+    return WorkContext(
+        store=store,
+        storage=storage,
         segmenter=open_segmenter(settings),
         owner=current_owner(),
         lease_seconds=settings.lease_seconds,
         settings=settings,
+        time_limit_seconds=settings.job_time_limit_seconds,
+        keep_results_for=settings.keep_results_for,
+        storage_pauses=_STORAGE_PAUSES,
+        kill_process=_kill_process,
     )
-    install_context(context)
-    _process = WarmProcess(context)
-    _process.start()
 
 
 @worker_process_shutdown.connect  # type: ignore[untyped-decorator]  # Celery has no types

@@ -1,6 +1,8 @@
 """What holds for every test."""
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -8,6 +10,18 @@ import structlog
 # One BLAS thread: the tests multiply small matrices, and threads that wait for each other on a busy machine make
 # phantoms many times slower to draw. It must be set before numpy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    """Logging as it was before a test that configures it."""
+    root = logging.getLogger()
+    handlers, level, configuration = root.handlers, root.level, structlog.get_config()
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+    structlog.configure(**configuration)
 
 
 @pytest.fixture(autouse=True, scope="session")

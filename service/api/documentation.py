@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.api.examples import EXAMPLES
 from service.api.problems import Problem
 from service.api.references import ReferencedStudy
 
@@ -12,8 +13,11 @@ REF_TEMPLATE = "#/components/schemas/{model}"
 DESCRIPTION = """\
 A CT study (DICOM or NIfTI) goes in; masks of organs and lesions, and a JSON of findings come out.
 
-Submit with `POST /v1/jobs`, poll the job's address as often as its `Retry-After` asks, then fetch its findings and
-artifacts. Errors are RFC 9457 problem documents; the page at a problem's `type` explains its kind.
+Submit with `POST /v1/jobs`; follow the job's address by polling, by requests that wait (`?wait=30`), by server-sent
+events or by a webhook; then fetch its findings and artifacts. Each request carries an API key, or a token of the
+settings' issuer, as `Authorization: Bearer`.
+
+Errors are RFC 9457 problem documents; the page at a problem's `type` explains its kind.
 
 Research use only. Not a medical device.
 """
@@ -22,7 +26,8 @@ TAGS = [
     {"name": "results", "description": "What a succeeded job has found and written."},
     {"name": "dicomweb", "description": "Studies from a PACS, by STOW-RS."},
     {"name": "models", "description": "What jobs can ask for."},
-    {"name": "health", "description": "For load balancers and operators."},
+    {"name": "health", "description": "For load balancers and operators; open to everyone."},
+    {"name": "operation", "description": "For monitoring."},
 ]
 
 
@@ -39,6 +44,7 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
     for operations in document["paths"].values():
         for operation in operations.values():
             _drop_framework_validation_error(operation["responses"])
+            _add_examples(operation["responses"])
             operation["responses"] = dict(sorted(operation["responses"].items()))
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -50,6 +56,14 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     app.openapi_schema = document
     return document
+
+
+def _add_examples(responses: dict[str, Any]) -> None:
+    for response in responses.values():
+        content = response.get("content", {}).get("application/json", {})
+        name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
+        if name in EXAMPLES:
+            content["example"] = EXAMPLES[name]
 
 
 def _drop_framework_validation_error(responses: dict[str, Any]) -> None:

@@ -4,12 +4,19 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from service.api.auth import AUTH_PROBLEMS, needs
 from service.api.dependencies import ServicesDep
-from service.api.problems import problems
+from service.api.problems import merged, problems
 from service.api.schemas import ModelList, ModelView
 from service.errors import InternalError, ModelNotFound
+from service.jobs.keys import Scope
 
-router = APIRouter(prefix="/v1/models", tags=["models"], responses=problems(InternalError))
+router = APIRouter(
+    prefix="/v1/models",
+    tags=["models"],
+    responses=merged(AUTH_PROBLEMS, problems(InternalError)),
+    dependencies=[needs(Scope.READ)],
+)
 
 
 @router.get("", operation_id="listModels", summary="The models of this service")

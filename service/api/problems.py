@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from service.errors import RequestError, VisceraError
+from service.errors import RateLimited, RequestError, Unauthenticated, VisceraError
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_TROUBLE_SECONDS = 5
@@ -128,12 +128,21 @@ class ResultMissingError(Exception):
         self.cause = cause
 
 
+class NothingNewError(Exception):
+    """Ends a request with 204: a stream that the caller has heard to its end."""
+
+
 def install_problem_handlers(app: FastAPI) -> None:
     """Answer every typed error, validation error and HTTP error with a problem; the rest is `RequestBoundary`'s."""
 
     def on_viscera_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, VisceraError)
-        return problem_response(ProblemKind.of(type(error)), error.detail, request_id_of(request))
+        headers = {}
+        if isinstance(error, Unauthenticated):
+            headers["WWW-Authenticate"] = 'Bearer realm="viscera"'
+        if isinstance(error, RateLimited):
+            headers["Retry-After"] = str(error.retry_after_seconds)
+        return problem_response(ProblemKind.of(type(error)), error.detail, request_id_of(request), headers=headers)
 
     def on_result_missing(request: Request, error: Exception) -> Response:
         assert isinstance(error, ResultMissingError)
@@ -151,7 +160,11 @@ def install_problem_handlers(app: FastAPI) -> None:
         detail = kind.explanation if kind is not HTTP_ERROR else str(error.detail)
         return problem_response(kind, detail, request_id_of(request), status=error.status_code, headers=error.headers)
 
+    def on_nothing_new(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
     app.add_exception_handler(VisceraError, on_viscera_error)
+    app.add_exception_handler(NothingNewError, on_nothing_new)
     app.add_exception_handler(ResultMissingError, on_result_missing)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)
@@ -181,3 +194,16 @@ def problems(*errors: type[VisceraError] | ProblemKind) -> dict[int | str, dict[
             },
         }
     return by_status
+
+
+def merged(*responses: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI `responses` of several `problems(...)`; where they share a status, all kinds are shown."""
+    together: dict[int | str, dict[str, Any]] = {}
+    for status, response in (item for some in responses for item in some.items()):
+        known = together.setdefault(status, {"description": "", "content": {PROBLEM_JSON: {}}})
+        titles = [known["description"], response["description"]]
+        known["description"] = "; ".join(dict.fromkeys(filter(None, titles)))
+        content, more = known["content"][PROBLEM_JSON], response["content"][PROBLEM_JSON]
+        content["schema"] = more["schema"]
+        content["examples"] = content.get("examples", {}) | more["examples"]
+    return together

@@ -3,16 +3,20 @@
 from fastapi import Request
 from pydantic import Field, ValidationError
 
+from service.api.submission import Handling
+from service.callbacks import MAX_URL_LENGTH
 from service.errors import RequestError
 from service.exchange.peers import PeerName
 from service.exchange.plan import MAX_DESTINATIONS, StudyReference
 from service.request import SegmentationRequest
 
 JSON = "application/json"
-MAX_BODY_BYTES = 64 * 1024
+CALLBACK_DESCRIPTION = (
+    "https address that is told when the job has ended, by a signed webhook (Standard Webhooks); see docs/api.md."
+)
 
 
-class ReferencedStudy(SegmentationRequest):
+class ReferencedStudy(Handling, SegmentationRequest):
     """A study to fetch, and the same choices as in the form."""
 
     reference: StudyReference
@@ -29,10 +33,17 @@ class ReferencedStudy(SegmentationRequest):
         examples=[["pacs"]],
     )
 
+    callback_url: str | None = Field(default=None, max_length=MAX_URL_LENGTH, description=CALLBACK_DESCRIPTION)
+
     @property
     def choices(self) -> SegmentationRequest:
         """The choices about the segmentation alone."""
         return SegmentationRequest.model_validate(self.model_dump(include=set(SegmentationRequest.model_fields)))
+
+    @property
+    def handling(self) -> Handling:
+        """How the job is to be handled."""
+        return Handling.model_validate(self.model_dump(include=set(Handling.model_fields)))
 
 
 def is_reference(request: Request) -> bool:
@@ -44,15 +55,11 @@ async def receive_reference(request: Request) -> ReferencedStudy:
     """The reference in the body of `request`.
 
     Raises:
-        RequestError: the body is too long, no JSON, or not of this form.
+        RequestError: the body is no JSON, or not of this form.
+        BodyTooLarge, RequestTooSlow: see `service.api.body`.
     """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise RequestError(f"A JSON body may have {MAX_BODY_BYTES} bytes.")
     try:
-        return ReferencedStudy.model_validate_json(bytes(body))
+        return ReferencedStudy.model_validate_json(await request.body())
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "body"

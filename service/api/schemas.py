@@ -1,12 +1,13 @@
 """What the API says and hears, as JSON: the wire form of jobs, artifacts, models and health."""
 
+import math
 from datetime import datetime
 
 from pydantic import BaseModel, Field
 
 from service.api.problems import ProblemSummary, job_problem
 from service.catalog import CatalogEntry, ModelLabel
-from service.jobs.job import Job, JobStatus
+from service.jobs.job import Job, JobStatus, Priority
 from service.reporting.schema import Artifact, FindingsWarning
 
 EXAMPLE_JOB_ID = "3b241101-e2bb-4255-8caf-4136c566a962"
@@ -31,6 +32,13 @@ class JobView(BaseModel):
     stage: str | None = Field(description="What a running job is doing.", examples=["inference"])
     percent: float = Field(ge=0, le=100, description="Progress of the whole job.", examples=[41.5])
     queue_position: int | None = Field(description="Place in the queue from 1, while queued.")
+    eta_seconds: int | None = Field(
+        description="Seconds until the job has probably ended, by how long the model's latest jobs took; null when "
+        "nothing is known yet.",
+        examples=[95],
+    )
+    priority: Priority = Field(description="Free workers take `stat` first, then `routine`, then `batch`.")
+    batch_id: str | None = Field(description="The batch that the job belongs to.", examples=["trial-7"])
     cancel_requested: bool = Field(description="A cancel was asked for and has not taken effect yet.")
     attempts: int = Field(description="How often a worker has started the job; above 1 after a worker's death.")
     model: str = Field(description="Model that runs, `<name>-<version>`.", examples=["viscera-compact-2.0.0"])
@@ -42,20 +50,27 @@ class JobView(BaseModel):
     created_at: datetime = Field(description="UTC, as all times.")
     started_at: datetime | None = Field(description="Start of the latest attempt.")
     finished_at: datetime | None = Field(description="When the final status was reached.")
+    time_limit_seconds: float | None = Field(description="Limit that the request stated; null: the service's.")
+    stage_seconds: dict[str, float] = Field(
+        description="Seconds of each stage of a job that has succeeded.", examples=[{"inference": 41.2}]
+    )
+    reused_from: str | None = Field(description="The job whose stored result this job took instead of a run.")
+    expires_at: datetime | None = Field(description="When the result will be removed; null: never, or no result.")
+    expired: bool = Field(description="The result was removed; its links are gone and its addresses answer 410.")
     error: ProblemSummary | None = Field(description="Why the job failed.")
     warnings: tuple[FindingsWarning, ...] = Field(description="What to know before trusting the result.")
     links: JobLinks
 
     @classmethod
-    def of(cls, job: Job, queue_position: int | None) -> "JobView":
+    def of(cls, job: Job, queue_position: int | None, eta_seconds: float | None) -> "JobView":
         """The job as its owner sees it."""
         address = f"/v1/jobs/{job.id}"
-        succeeded = job.status is JobStatus.SUCCEEDED
+        stored = job.status is JobStatus.SUCCEEDED and job.expired_at is None
         links = JobLinks(
             self=address,
             cancel=None if job.status.terminal else f"{address}/cancel",
-            findings=f"{address}/findings" if succeeded else None,
-            artifacts=f"{address}/artifacts" if succeeded else None,
+            findings=f"{address}/findings" if stored else None,
+            artifacts=f"{address}/artifacts" if stored else None,
         )
         return cls(
             id=job.id,
@@ -63,6 +78,9 @@ class JobView(BaseModel):
             stage=job.stage,
             percent=round(job.percent, 1),
             queue_position=queue_position,
+            eta_seconds=None if eta_seconds is None else math.ceil(eta_seconds),
+            priority=job.priority,
+            batch_id=job.batch_id,
             cancel_requested=job.cancel_requested and not job.status.terminal,
             attempts=job.attempts,
             model=job.model,
@@ -72,6 +90,11 @@ class JobView(BaseModel):
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
+            time_limit_seconds=job.time_limit_seconds,
+            stage_seconds=dict(job.stage_seconds),
+            reused_from=job.reused_from,
+            expires_at=job.expires_at,
+            expired=job.expired_at is not None,
             error=job_problem(job.error.code, job.error.title, job.error.detail) if job.error else None,
             warnings=tuple(FindingsWarning.model_validate(notice) for notice in job.notices),
             links=links,

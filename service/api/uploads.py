@@ -4,6 +4,7 @@ Nothing is buffered but the chunk at hand and the short text fields. A client's 
 stored name (`00001.nii.gz`); it is never a path. Looking into the files is the job's work.
 """
 
+import hashlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -13,12 +14,16 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.errors import EmptyUpload, RequestError, UnreadableUpload, UploadTooLarge, VisceraError
+from service.api.body import allow_body
+from service.errors import BodyTooLarge, EmptyUpload, RequestError, UnreadableUpload, UploadTooLarge, VisceraError
+from service.fingerprint import hash_of_files
 from service.storage import LocalStorage, storage_error
 
 FILE_FIELDS = ("files", "file")
 TEXT_FIELDS = (
     "model", "targets", "mode", "overlap", "postprocessing", "series", "outputs", "seg_type", "deidentify", "push",
+    "callback_url",
+    "priority", "reuse", "batch_id", "time_limit_seconds",
 )  # fmt: skip
 MAX_TEXT_FIELDS = 64
 MAX_TEXT_BYTES = 4096
@@ -42,6 +47,7 @@ class ReceivedUpload:
 
     bytes: int  #: of all files together
     files: int
+    sha256: str  #: of the contents, see `service.fingerprint`
     fields: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -53,17 +59,15 @@ async def receive_upload(request: Request, storage: LocalStorage, job_id: str, l
         UploadTooLarge: more bytes or files than `limits`; known from Content-Length or as soon as it is crossed.
         EmptyUpload: no file, or nothing in any file.
         RequestError: the multipart body is malformed, cut short or has an unknown field.
+        RequestTooSlow: the body stopped arriving, or nearly.
         StorageUnavailable: the disk is full or away.
         starlette.requests.ClientDisconnect: the client hung up.
     """
     check_declared_length(request, limits)
+    allow_body(request, limits.bytes)
     parts = _Parts(_boundary(request), storage, job_id, limits)
-    received = 0
     try:
         async for chunk in request.stream():
-            received += len(chunk)
-            if received > limits.bytes:
-                raise too_many_bytes(limits)
             parts.feed(chunk)
             if parts.unflushed:
                 await to_thread.run_sync(parts.flush)
@@ -71,6 +75,8 @@ async def receive_upload(request: Request, storage: LocalStorage, job_id: str, l
     except BaseException as error:
         parts.abandon()
         await to_thread.run_sync(storage.delete_upload, job_id)
+        if isinstance(error, BodyTooLarge):
+            raise too_many_bytes(limits) from error
         if isinstance(error, OSError):
             raise storage_error(error) from error
         raise
@@ -109,6 +115,8 @@ class _Parts:
         self._disposition = b""
         self._text: tuple[str, bytearray] | None = None
         self._file: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+        self._digests: list[bytes] = []
         self._fields: dict[str, list[str]] = {}
         self._fields_count = 0
         self._files = 0
@@ -153,7 +161,7 @@ class _Parts:
             raise EmptyUpload(
                 "The upload holds no data; send a NIfTI file, a zip or DICOM files in fields named `files`."
             )
-        return ReceivedUpload(bytes=self._bytes, files=self._files, fields=self._fields)
+        return ReceivedUpload(self._bytes, self._files, hash_of_files(self._digests), self._fields)
 
     def abandon(self) -> None:
         """Close the files still open without making them visible."""
@@ -201,6 +209,7 @@ class _Parts:
             raise UploadTooLarge(f"The upload exceeds the limit of {self._limits.files} files; send them as one zip.")
         self._open = self._storage.open_upload(self._job_id, stored_name(filename, self._files))
         self._file = self._open.__enter__()
+        self._digest = hashlib.sha256()
 
     def _begin_text(self, name: str) -> None:
         self._fields_count += 1
@@ -210,7 +219,9 @@ class _Parts:
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._file is not None:
-            self._file.write(memoryview(data)[start:end])
+            part = memoryview(data)[start:end]
+            self._file.write(part)
+            self._digest.update(part)
             self._bytes += end - start
         elif self._text is not None:
             name, value = self._text
@@ -221,6 +232,7 @@ class _Parts:
     def _on_part_end(self) -> None:
         if self._open is not None:
             self.unflushed.append(self._open)
+            self._digests.append(self._digest.digest())
             self._open = self._file = None
             if len(self.unflushed) >= MAX_UNFLUSHED_FILES:
                 self.flush()

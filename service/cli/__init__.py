@@ -58,6 +58,15 @@ SeriesOption = Annotated[
     str | None,
     typer.Option(help="SeriesInstanceUID of the CT series to segment (DICOM only); chosen by rule otherwise."),
 ]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        help="API key of the service; for a service on this machine, the key that it has kept here otherwise.",
+        envvar="VISCERA_API_KEY",
+        metavar="KEY",
+        show_envvar=True,
+    ),
+]
 UrlOption = Annotated[str, typer.Option(help="Address of the service.", envvar="VISCERA_URL")]
 
 
@@ -188,8 +197,10 @@ def submit_command(
     seg_type: SegTypeOption = SegType.BINARY,
     deidentify: DeidentifyOption = False,
     url: UrlOption = DEFAULT_URL,
+    api_key: ApiKeyOption = None,
 ) -> int:
     """Send a study to a running service."""
+    from service.cli.local_key import key_for
     from service.cli.submit import submit
 
     choices = request_of(
@@ -202,7 +213,8 @@ def submit_command(
         seg_type=seg_type,
         deidentify=deidentify,
     )
-    return submit(study, choices, url=url, wait=wait or out is not None, out=out, model=model)
+    key = key_for(url, api_key)
+    return submit(study, choices, url=url, api_key=key, wait=wait or out is not None, out=out, model=model)
 
 
 @app.command("demo")
@@ -229,11 +241,12 @@ ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Id or name 
 @_exits
 def models_list_command(
     url: Annotated[str | None, typer.Option(help="Ask this service instead of looking here.")] = None,
+    api_key: ApiKeyOption = None,
 ) -> int:
     """List the models."""
     from service.cli.models import list_models
 
-    return list_models(url)
+    return list_models(url, api_key)
 
 
 @models_app.command("show")
@@ -279,6 +292,52 @@ def models_pull_command(
     from service.cli.pull import pull
 
     return pull(name, version=version, accept_licence=accept_licence, weights=weights)
+
+
+keys_app = typer.Typer(help="API keys of the service.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+
+@keys_app.command("create")
+@_exits
+def keys_create_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for, such as the name of a system.")],
+    tenant: Annotated[str, typer.Option(help="Whose jobs it submits and sees.")] = "default",
+    scopes: Annotated[str, typer.Option(help="submit, read, admin, comma separated.")] = "submit,read",
+    rate_limit: Annotated[int | None, typer.Option(help="Most requests per minute.", min=1)] = None,
+    quota: Annotated[int | None, typer.Option(help="Most unfinished jobs at a time.", min=1)] = None,
+) -> int:
+    """Make a key and print it, this once."""
+    from service.cli.keys import create_key
+
+    return create_key(name, tenant=tenant, scopes=_split(scopes) or (), rate_limit=rate_limit, quota=quota)
+
+
+@keys_app.command("list")
+@_exits
+def keys_list_command() -> int:
+    """List the keys; their secrets are not known."""
+    from service.cli.keys import list_keys
+
+    return list_keys()
+
+
+@keys_app.command("revoke")
+@_exits
+def keys_revoke_command(key: Annotated[str, typer.Argument(metavar="ID", help="Id of a key, from the list.")]) -> int:
+    """Refuse a key from now on."""
+    from service.cli.keys import revoke_key
+
+    return revoke_key(key)
+
+
+@keys_app.command("bootstrap")
+@_exits
+def keys_bootstrap_command() -> int:
+    """Make and print the first key, where there has never been one; `viscera serve` does so itself."""
+    from service.cli.keys import bootstrap
+
+    return bootstrap()
 
 
 @app.command("doctor")

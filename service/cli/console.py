@@ -27,7 +27,7 @@ def report(error: Exception) -> bool:
         line = str(error)
     elif isinstance(error, ValidationError):
         first = error.errors()[0]
-        line = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        line = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
     else:
         return False
     print_problem(line)

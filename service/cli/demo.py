@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from service.cli.console import OUT
+from service.cli.local_key import read_local_key
 from service.cli.submit import submit
 from service.errors import EngineUnavailable
 from service.request import SegmentationRequest
@@ -31,7 +32,8 @@ def demo(study: Path, request: SegmentationRequest, *, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with _service(out / "service") as url:
         OUT.print(f"Service ready at {url}", soft_wrap=True)
-        status = submit(study, request, url=url, wait=True, out=out, model=None)
+        key = read_local_key(out / "service")
+        status = submit(study, request, url=url, api_key=key, wait=True, out=out, model=None)
     if status == 0:
         OUT.print(f"Look at {out / 'overview.png'}", soft_wrap=True)
     return status

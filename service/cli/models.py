@@ -7,15 +7,16 @@ from rich.table import Table
 from service.api.schemas import ModelView
 from service.catalog import PACKAGED_BUNDLES, Catalog, CatalogEntry, choose_default
 from service.cli.console import OUT
+from service.cli.local_key import key_for
 from service.client import Viscera
 from service.errors import ModelInUse
 from service.settings import Settings
 
 
-def list_models(url: str | None) -> int:
+def list_models(url: str | None, api_key: str | None) -> int:
     """Print the models of the service at `url`, or those of the settings; 0."""
     table = Table("Model", "Labels", "Licence", "Intended use")
-    for model in _here() if url is None else _there(url):
+    for model in _here() if url is None else _there(url, key_for(url, api_key)):
         lesions = sum(label.kind != "organ" for label in model.labels)
         name = f"{model.id} (default)" if model.default else model.id
         table.add_row(name, f"{len(model.labels) - lesions} + {lesions}", model.licence, model.intended_use)
@@ -91,6 +92,6 @@ def _here() -> list[ModelView]:
     return [ModelView.of(entry, catalog.default_id()) for entry in catalog.entries()]
 
 
-def _there(url: str) -> list[ModelView]:
-    with Viscera(url) as viscera:
+def _there(url: str, api_key: str | None) -> list[ModelView]:
+    with Viscera(url, api_key=api_key) as viscera:
         return [ModelView.model_validate(model) for model in viscera.models()]

@@ -11,7 +11,7 @@ from service.jobs.job import JobStatus
 from service.jobs.store import JobStore
 from service.progress import no_progress
 from service.settings import Settings
-from service.storage import LocalStorage
+from service.storage import open_storage
 from service.telemetry import configure_logging
 
 
@@ -31,7 +31,8 @@ def push(job_id: str, destinations: Sequence[str]) -> int:
         job = store.get(job_id)
     if job.status is not JobStatus.SUCCEEDED:
         raise ResultNotReady(f"Job {job.id} is {job.status}; only the result of a succeeded job can be sent.")
-    notices = push_result(LocalStorage(settings.data_dir).result_dir(job.id), destinations, settings, no_progress)
+    with open_storage(settings.data_dir, settings.storage_url).result_files(job.id) as folder:
+        notices = push_result(folder, destinations, settings, no_progress)
     for notice in notices:
         print_problem(notice["message"])
     if not notices:

@@ -12,7 +12,7 @@ from service.exchange.intake import Intake
 from service.exchange.scp import StoreProvider
 from service.jobs.store import JobStore
 from service.settings import Settings
-from service.storage import LocalStorage
+from service.storage import open_storage
 from service.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)
@@ -33,7 +33,9 @@ def listen() -> int:
         )
         return 2
     with closing(JobStore(settings.database_url)) as store:
-        intake = Intake(settings, store, LocalStorage(settings.data_dir), Catalog.from_settings(settings))
+        intake = Intake(
+            settings, store, open_storage(settings.data_dir, settings.storage_url), Catalog.from_settings(settings)
+        )
         provider = StoreProvider(settings, intake)
         try:
             port = provider.start()

@@ -8,13 +8,17 @@ from types import FrameType
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from service.cli.console import OUT, print_problem
+from service.cli.keys import first_key
+from service.cli.local_key import read_local_key
+from service.jobs.keys import KeyStore
 from service.jobs.queue import JobQueue
 from service.jobs.store import JobStore
 from service.main import create_app
 from service.settings import Settings
-from service.storage import LocalStorage
+from service.storage import open_storage
 from service.sweeper import Sweeper
 from service.telemetry import configure_logging
 from service.worker import start_embedded_worker
@@ -47,7 +51,7 @@ def serve(*, host: str | None, port: int | None, data_dir: Path | None) -> int:
         opened.enter_context(listening)
         store = opened.enter_context(closing(JobStore(settings.database_url)))
         queue = opened.enter_context(closing(JobQueue(settings, store)))
-        storage = LocalStorage(settings.data_dir)
+        storage = open_storage(settings.data_dir, settings.storage_url)
         sweeper = Sweeper(settings, store, storage, queue)
         sweeper.rebuild_queue()
         worker = start_embedded_worker(settings)
@@ -55,9 +59,12 @@ def serve(*, host: str | None, port: int | None, data_dir: Path | None) -> int:
         sweeper.start()
         opened.callback(sweeper.stop)
         application = create_app(settings, store, storage, queue.dispatch)
+        key = first_key(settings, KeyStore(store.engine))
         address = "http://{}:{}".format(*listening.getsockname()[:2])
         OUT.print(f"Viscera is at {address} (data in {settings.data_dir}). Ctrl-C stops it.", soft_wrap=True)
+        _say_who_may_enter(settings, address, key)
         _run_until_signal(
+            application,
             uvicorn.Config(
                 application,
                 log_config=None,
@@ -85,7 +92,33 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _run_until_signal(config: uvicorn.Config, listening: socket.socket) -> None:
+def _say_who_may_enter(settings: Settings, address: str, first: str | None) -> None:
+    """The first key, this once; later, at a terminal, the page's address with the kept key, for whoever sits there."""
+    if settings.auth == "none":
+        OUT.print("It asks for no key: whoever reaches this address may do everything.", soft_wrap=True)
+        return
+    if first is not None:
+        kept = settings.local_key_file
+        OUT.print(f"First API key, shown this once: {first}", soft_wrap=True, markup=False)
+        OUT.print(f"It is kept in {kept} for commands on this machine.", soft_wrap=True, markup=False)
+    if key := first or (read_local_key(settings.data_dir) if OUT.is_terminal else None):
+        OUT.print(f"The page: {address}/#key={key}", soft_wrap=True, markup=False)
+
+
+class _Server(uvicorn.Server):
+    """Sends home who waits for a job to change, before it waits for requests under way."""
+
+    def __init__(self, config: uvicorn.Config, application: FastAPI) -> None:
+        super().__init__(config)
+        self._application = application
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop serving."""
+        self._application.state.services.watch.close()
+        await super().shutdown(sockets)
+
+
+def _run_until_signal(application: FastAPI, config: uvicorn.Config, listening: socket.socket) -> None:
     """Serve; a signal ends this function and not the process, so that the worker can be stopped in good order.
 
     uvicorn raises the signal it received once more when it has shut down, for whoever handled it before.
@@ -96,7 +129,7 @@ def _run_until_signal(config: uvicorn.Config, listening: socket.socket) -> None:
 
     before = {number: signal.signal(number, received) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        _Server(config, application).run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -9,7 +9,14 @@ from service.request import SegmentationRequest
 
 
 def submit(
-    study: Path, request: SegmentationRequest, *, url: str, wait: bool, out: Path | None, model: str | None
+    study: Path,
+    request: SegmentationRequest,
+    *,
+    url: str,
+    api_key: str | None,
+    wait: bool,
+    out: Path | None,
+    model: str | None,
 ) -> int:
     """Submit one study and, with `wait`, see it through; the exit status.
 
@@ -21,7 +28,7 @@ def submit(
     if not files:
         print_problem(f"There is no file in {study}.")
         return 2
-    with Viscera(url) as viscera:
+    with Viscera(url, api_key=api_key) as viscera:
         job = _send(viscera, files, model, request)
         OUT.print(f"Job {job['id']}", soft_wrap=True)
         if not wait:

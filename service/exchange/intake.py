@@ -18,7 +18,7 @@ from service.errors import StudyClosed, UploadTooLarge
 from service.exchange.peers import find_peer
 from service.exchange.plan import Exchange
 from service.jobs.held import HeldJob, HeldJobs
-from service.jobs.job import Job
+from service.jobs.job import DEFAULT_TENANT, Job
 from service.jobs.store import JobStore
 from service.settings import Settings
 from service.storage import LocalStorage
@@ -31,8 +31,19 @@ log = structlog.get_logger(__name__)
 class Intake:
     """Where received instances go; safe for threads, and several processes may have one over the same table."""
 
-    def __init__(self, settings: Settings, store: JobStore, storage: LocalStorage, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: JobStore,
+        storage: LocalStorage,
+        catalog: Catalog,
+        tenant: str = DEFAULT_TENANT,
+        key_id: str | None = None,
+    ) -> None:
+        """Over a table and a storage; `tenant` and `key_id` are those of the jobs that begin."""
         self._settings = settings
+        self._tenant = tenant
+        self._key_id = key_id
         self._storage = storage
         self._catalog = catalog
         self._held = HeldJobs(store, settings.study_quiet_seconds)
@@ -44,7 +55,7 @@ class Intake:
             ModelNotFound, UnknownLabel, UnknownPeer: the settings for received studies name what is not there.
             UploadTooLarge: the study has as many files as one job may have.
         """
-        job = self._held.open(_key(sender, study_uid), self._new_job)
+        job = self._held.open(_key(self._tenant, sender, study_uid), self._new_job)
         if job.upload_files >= self._settings.max_upload_files:
             raise UploadTooLarge(f"The study exceeds the limit of {self._settings.max_upload_files} files.")
         return job
@@ -55,7 +66,8 @@ class Intake:
         model.require_targets(settings.received_choices.targets)
         for name in settings.received_push:
             find_peer(settings.peers, name)
-        return HeldJob(model.id, settings.received_choices, Exchange(push=tuple(settings.received_push)))
+        exchange = Exchange(push=tuple(settings.received_push))
+        return HeldJob(model.id, settings.received_choices, exchange, self._tenant, self._key_id)
 
     @contextmanager
     def instance(self, job: Job) -> "Iterator[InstanceFile]":
@@ -116,6 +128,6 @@ def _closed() -> StudyClosed:
     return StudyClosed("The job of this study was canceled or has begun meanwhile. Send the instance again.")
 
 
-def _key(sender: str, study_uid: str) -> str:
+def _key(*parts: str) -> str:
     """The study's place in the table, which tells nobody the study."""
-    return hashlib.sha256(f"{sender}\0{study_uid}".encode()).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

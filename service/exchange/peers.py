@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping
 from typing import Annotated
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, StringConstraints, model_validator
 
 from service.errors import UnknownPeer
 
@@ -40,10 +40,11 @@ class DicomWebPeer(BaseModel):
             raise ValueError("A peer has a token or a username, not both.")
         return self
 
-    @field_serializer("password", "token", when_used="json-unless-none")
-    def _reveal(self, secret: SecretStr) -> str:
-        """In JSON only, by which the settings reach a worker's environment."""
-        return secret.get_secret_value()
+    def to_json(self) -> dict[str, JsonValue]:
+        """The peer with its secrets, as another process is told of it."""
+        secrets = {"password": self.password, "token": self.token}
+        shown = {name: secret.get_secret_value() for name, secret in secrets.items() if secret is not None}
+        return self.model_dump(mode="json", exclude_none=True) | shown
 
     @property
     def auth(self) -> httpx.Auth | None:
@@ -72,6 +73,10 @@ class DicomNode(BaseModel):
     ae_title: AeTitle
     host: str = Field(min_length=1, max_length=255)
     port: int = Field(ge=1, le=65535)
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """The node as another process is told of it."""
+        return self.model_dump(mode="json")
 
 
 Peer = DicomWebPeer | DicomNode

@@ -1,10 +1,17 @@
 """Where a job's study comes from and where its results go, as the job table keeps it."""
 
+from typing import Final
+
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.errors import PushFailed
 from service.exchange.peers import PeerName
 
 MAX_DESTINATIONS = 8
+
+NOTHING_TO_PUSH: Final = "nothing-to-push"
+PUSH_NOTICES: Final = frozenset({PushFailed.code, NOTHING_TO_PUSH})
+"""Codes of remarks on the sending, which are about a job and not about its result."""
 
 
 class StudyReference(BaseModel):

@@ -15,13 +15,13 @@ from service.errors import PushFailed, UnknownPeer
 from service.exchange.cstore import CStoreSender
 from service.exchange.objects import ResultObject, result_objects
 from service.exchange.peers import DicomNode, find_peer
+from service.exchange.plan import NOTHING_TO_PUSH
 from service.exchange.stow import StowSender
 from service.jobs.job import Notice
 from service.progress import Progress, Stage
 from service.settings import Settings
 
 PAUSES_SECONDS: Final = (1.0, 4.0, 15.0)  # before the second try and so on
-NOTHING_TO_PUSH: Final = "nothing-to-push"
 
 log = structlog.get_logger(__name__)
 

@@ -14,6 +14,7 @@ from service.inference.engines import Engine
 from service.inference.failures import typed_failures
 from service.inference.head import CHANNELS, head_logits, head_params
 from service.inference.manifest import Label
+from service.metrics import WINDOWS
 from service.request import PostProcessing
 
 Float32 = NDArray[np.float32]
@@ -76,6 +77,7 @@ class Predictor:
             lowest, highest = torch.aminmax(logits)
             if not bool(torch.isfinite(lowest) & torch.isfinite(highest)):
                 raise EngineUnavailable(f"{self.engine.name} gave logits that are not finite.")
+        WINDOWS.inc(len(windows))
         return logits
 
     @torch.inference_mode()

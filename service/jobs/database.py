@@ -1,18 +1,19 @@
 """How the database of the job table is opened: SQLite in a file, or PostgreSQL by URL."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service.errors import StorageUnavailable
-from service.jobs.table import METADATA
 
 _SQLITE_BUSY_SECONDS = 10.0
 _POSTGRES_CONNECT_SECONDS = 5
-_SCHEMA_LOCK = 0x56495343  # PostgreSQL advisory lock: two processes may start at once
 
 
 def open_engine(url: str) -> Engine:
@@ -33,14 +34,24 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
-def create_tables(connection: Connection) -> None:
-    """Create what is missing; several processes may do so at once."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
-    for table in METADATA.sorted_tables:
-        connection.execute(CreateTable(table, if_not_exists=True))
-        for index in sorted(table.indexes, key=lambda index: str(index.name)):
-            connection.execute(CreateIndex(index, if_not_exists=True))
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction that is committed at the end of the block.
+
+    Raises:
+        StorageUnavailable: the database cannot be reached.
+    """
+    with translated_errors(), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Whatever the driver calls a database that is away becomes StorageUnavailable."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        raise StorageUnavailable("The job table cannot be reached at the moment; try again shortly.") from error
 
 
 def _make_folder(folder: Path) -> None:

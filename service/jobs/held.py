@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import ColumnElement, Update, and_, insert, not_, update
+from sqlalchemy import ColumnElement, Update, and_, not_, update
 from sqlalchemy.exc import IntegrityError
 
 from service.exchange.plan import NO_EXCHANGE, Exchange
-from service.jobs.job import Job, JobStatus, new_job_id
-from service.jobs.store import JobStore
+from service.jobs.job import DEFAULT_TENANT, Job, JobStatus, NewJob, new_job_id
+from service.jobs.store import JobStore, insert_job
 from service.jobs.table import JOBS, job_of
 from service.request import SegmentationRequest
 
@@ -28,6 +28,8 @@ class HeldJob:
     model: str
     request: SegmentationRequest
     exchange: Exchange = NO_EXCHANGE
+    tenant: str = DEFAULT_TENANT
+    key_id: str | None = None
 
 
 class HeldJobs:
@@ -77,23 +79,22 @@ class HeldJobs:
     def _begin(self, intake: str, new: HeldJob) -> Job | None:
         """A new job under the key, which an earlier one gives up; None when another process was faster."""
         given_up = update(JOBS).where(JOBS.c.intake == intake, not_(self._is_held())).values(intake=None)
-        begun = insert(JOBS).values(
-            id=new_job_id(),
-            status=JobStatus.QUEUED,
-            model=new.model,
-            request=new.request.model_dump(mode="json"),
-            created_at=datetime.now(UTC),
-            notices=[],
+        begun = NewJob(
+            new_job_id(),
+            new.model,
+            new.request,
             upload_bytes=0,
             upload_files=0,
-            exchange=new.exchange.model_dump(mode="json"),
+            tenant=new.tenant,
+            key_id=new.key_id,
+            exchange=new.exchange,
             held_until=self._until(),
             intake=intake,
         )
         try:
             with self._store._transaction() as connection:
                 connection.execute(given_up)
-                return job_of(connection.execute(begun.returning(JOBS)).mappings().one())
+                return job_of(connection.execute(insert_job(begun)).mappings().one())
         except IntegrityError:
             return None
 

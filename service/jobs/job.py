@@ -45,6 +45,18 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
     }
 )
 
+
+class Priority(StrEnum):
+    """Which job a free worker takes first; among equals the oldest."""
+
+    STAT = "stat"  #: somebody waits for it
+    ROUTINE = "routine"  #: the usual
+    BATCH = "batch"  #: when nothing else waits
+
+
+DEFAULT_TENANT = "default"
+"""Whose the jobs are where nobody is asked who he is."""
+
 #: A row-independent remark on a result ("The scan is cut below the liver."), as JSON.
 Notice = dict[str, Any]
 
@@ -64,10 +76,46 @@ class JobError:
 
 
 @dataclass(frozen=True)
+class NewJob:
+    """A job about to be put into the table; its upload is already stored under `id`."""
+
+    id: str
+    model: str  #: bundle, `name-version`
+    request: SegmentationRequest
+    upload_bytes: int
+    upload_files: int
+    tenant: str = DEFAULT_TENANT
+    key_id: str | None = None  #: the API key that it came with
+    priority: Priority = Priority.ROUTINE
+    idempotency_key: str | None = None  #: chosen by the caller, unique within the tenant
+    request_hash: str | None = None  #: SHA-256 of everything that came with the idempotency key
+    batch_id: str | None = None  #: shared by the jobs of one batch
+    input_hash: str | None = None  #: SHA-256 of the upload's contents
+    result_key: str | None = None  #: SHA-256 of input, bundle and settings: equal keys have equal results
+    reuse: bool = True  #: a stored result with the same key may be taken instead of a run
+    time_limit_seconds: float | None = None  #: of one attempt; that of the settings when None
+    callback_url: str | None = None  #: told of the job's end
+    exchange: Exchange = NO_EXCHANGE
+    held_until: datetime | None = None  #: not dispatched before; see `service.jobs.held`
+    intake: str | None = None  #: under which the next instance of its study finds it
+
+
+@dataclass(frozen=True)
 class Job:
     """A snapshot of one row of the job table."""
 
     id: str
+    tenant: str
+    key_id: str | None
+    priority: Priority
+    idempotency_key: str | None
+    batch_id: str | None
+    input_hash: str | None
+    result_key: str | None
+    reuse: bool
+    reused_from: str | None  #: the job whose result was taken
+    time_limit_seconds: float | None
+    callback_url: str | None
     status: JobStatus
     stage: str | None  #: a `service.progress.Stage` value while running
     percent: float  #: 0..100 of the whole job
@@ -82,7 +130,19 @@ class Job:
     notices: tuple[Notice, ...]
     upload_bytes: int
     upload_files: int
+    stage_seconds: Mapping[str, float]  #: wall clock of each stage of the attempt that ended
+    expires_at: datetime | None  #: when the result will be removed
+    expired_at: datetime | None  #: when it was
+    revision: int  #: raised at each change that a caller can see
     exchange: Exchange = NO_EXCHANGE  #: where the study comes from and the results go
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What there is to see of a job without reading it: another one means that a caller would see a change."""
+
+    revision: int
+    queue_position: int | None  #: from 1, while it waits
 
 
 @dataclass(frozen=True)
@@ -100,6 +160,14 @@ class Recovery:
     requeued: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()  #: too many worker deaths: `worker-lost`
     canceled: tuple[str, ...] = ()  #: a cancel was already asked for
+
+
+class FilesNeeded(StrEnum):
+    """Which files of a job must stay."""
+
+    ALL = "all"  #: it waits or runs
+    RESULT = "result"  #: it has succeeded
+    NONE = "none"  #: it ended without a result, or the result has expired
 
 
 class WorkerState(StrEnum):

@@ -1,17 +1,25 @@
-"""A worker's hold on the job it runs: renewed by a thread, told of progress, and asked whether to go on."""
+"""A worker's hold on the job it runs: renewed by a thread, told of progress, and asked whether to go on.
+
+Work that is to stop (canceled, too long, or another worker's) hears of it at its next progress report. Work that gives
+none soon is stopped with its process, which a warm one replaces: nothing else ends a call into native code.
+"""
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 import structlog
 
-from service.errors import JobCanceled, StorageUnavailable
+from service.errors import JobCanceled, StorageUnavailable, TimeLimitExceeded
+from service.jobs.job import JobError
 from service.jobs.store import JobStore
 from service.progress import Stage, overall_percent
 
 PROGRESS_INTERVAL_SECONDS = 0.25  # at most four writes a second
+_LOOK_SECONDS = 0.25  # at least so often the table is asked whether to stop
+_DEAF_SECONDS = 1.0  # with the look above under two seconds from the wish to the end
 _RENEWALS_PER_LEASE = 3
 
 log = structlog.get_logger(__name__)
@@ -22,16 +30,33 @@ class LeaseLost(Exception):
 
 
 class Lease:
-    """Use as a context manager around the work; `progress` is the work's callback."""
+    """Use as a context manager around the work; `progress` is the work's callback.
 
-    def __init__(self, store: JobStore, job_id: str, owner: str, lease_seconds: float) -> None:
+    Args:
+        time_limit_seconds: the work may take so long from now.
+        kill_process: ends this process at once; called when the work is to stop and does not hear of it.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        job_id: str,
+        owner: str,
+        *,
+        lease_seconds: float,
+        time_limit_seconds: float,
+        kill_process: Callable[[], None],
+    ) -> None:
         self._store = store
         self._job_id = job_id
         self._owner = owner
         self._seconds = lease_seconds
+        self._time_limit_seconds = time_limit_seconds
+        self._kill_process = kill_process
         self._stage: Stage | None = None
         self._percent = 0.0
-        self._renewed_at = time.monotonic()
+        self._began_at = self._renewed_at = time.monotonic()
+        self._to_stop_since: float | None = None
         self._lost = False
         self._cancel_requested = False
         self._renewing = threading.Lock()
@@ -53,6 +78,7 @@ class Lease:
 
         Raises:
             JobCanceled: the caller asked to stop.
+            TimeLimitExceeded: the job has run for as long as it may.
             LeaseLost: another worker has the job.
         """
         changed = stage is not self._stage
@@ -66,21 +92,70 @@ class Lease:
 
         Raises:
             StorageUnavailable: the table cannot tell now.
-            JobCanceled, LeaseLost: as in `progress`.
+            JobCanceled, TimeLimitExceeded, LeaseLost: as in `progress`.
         """
         self._renew()
         self.check()
 
     def check(self) -> None:
-        """Raise JobCanceled or LeaseLost when the work must stop."""
+        """Raise JobCanceled, TimeLimitExceeded or LeaseLost when the work must stop."""
         if self._lost:
             raise LeaseLost(self._job_id)
         if self._cancel_requested:
             raise JobCanceled("The job was canceled while it ran.")
+        if self._overdue:
+            raise self._too_long()
+
+    def pause(self, seconds: float) -> None:
+        """Keep the job and do nothing for a while.
+
+        Raises:
+            JobCanceled, TimeLimitExceeded, LeaseLost: as in `progress`, as soon as it is known.
+        """
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, PROGRESS_INTERVAL_SECONDS))
+            self.check()
+
+    @property
+    def _overdue(self) -> bool:
+        return time.monotonic() - self._began_at > self._time_limit_seconds
+
+    def _too_long(self) -> TimeLimitExceeded:
+        return TimeLimitExceeded(
+            f"The job ran longer than its time limit of {self._time_limit_seconds:g} s; choose fewer targets, a faster "
+            "mode or a longer limit."
+        )
 
     def _keep(self) -> None:
-        while not self._ended.wait(self._seconds / _RENEWALS_PER_LEASE):
-            self._try_to_renew()
+        look_seconds = min(_LOOK_SECONDS, self._seconds / _RENEWALS_PER_LEASE)
+        while not self._ended.wait(look_seconds):
+            if time.monotonic() - self._renewed_at >= look_seconds:
+                self._try_to_renew()
+            self._stop_deaf_work()
+
+    def _stop_deaf_work(self) -> None:
+        """End the job and this process when the work was to stop a while ago and is still there."""
+        now = time.monotonic()
+        if not (self._lost or self._cancel_requested or self._overdue):
+            return
+        if self._to_stop_since is None:
+            self._to_stop_since = now
+        if now - self._to_stop_since < _DEAF_SECONDS:
+            return
+        try:
+            self._end_job()
+        except StorageUnavailable:
+            log.warning("job.end_not_written")
+            return
+        log.warning("worker.stopped_with_its_job", job_id=self._job_id)
+        self._kill_process()
+
+    def _end_job(self) -> None:
+        if self._cancel_requested:
+            self._store.finish_cancel(self._job_id, self._owner)
+        elif not self._lost:
+            self._store.fail(self._job_id, self._owner, JobError.of(self._too_long()))
 
     def _try_to_renew(self) -> None:
         try:

@@ -9,11 +9,15 @@ from kombu.exceptions import ChannelError, KombuError
 
 from service.errors import StorageUnavailable
 from service.jobs import transport
+from service.jobs.job import Priority
 from service.jobs.store import JobStore
 from service.settings import Settings
 
 QUEUE_NAME = "viscera"
 TASK_NAME = "viscera.segment_job"
+# 0 comes first, in Redis and in the embedded queue; Redis keeps a list for each of these steps.
+_STEPS = {Priority.STAT: 0, Priority.ROUTINE: 3, Priority.BATCH: 6}
+_LAST_RESORT_SECONDS = 60.0
 _WORKER_MODULES = ("service.tasks", "service.worker_process")
 
 log = structlog.get_logger(__name__)
@@ -40,7 +44,8 @@ def make_celery(settings: Settings) -> Celery:
         task_publish_retry_policy={"max_retries": 1, "interval_start": 0.1, "interval_max": 0.1},
         task_acks_late=True,
         task_reject_on_worker_lost=True,
-        task_time_limit=settings.job_time_limit_seconds,
+        # The lease stops a job in time; this is for one whose process answers nothing at all.
+        task_time_limit=settings.job_time_limit_seconds + _LAST_RESORT_SECONDS,
         worker_concurrency=1,
         worker_pool="prefork",
         worker_prefetch_multiplier=1,
@@ -62,14 +67,14 @@ class JobQueue:
         self._app = make_celery(settings)
         self._store = store
 
-    def dispatch(self, job_id: str) -> bool:
+    def dispatch(self, job_id: str, priority: Priority) -> bool:
         """Send the message about a queued job.
 
         False when the broker is away; the job then stays undispatched in the table and the sweeper sends it later. A
         second message about a job does no harm, so whatever is unclear counts as not sent.
         """
         try:
-            self._app.send_task(TASK_NAME, args=(job_id,), queue=QUEUE_NAME)
+            self._app.send_task(TASK_NAME, args=(job_id,), queue=QUEUE_NAME, priority=_STEPS[priority])
         except (KombuError, OSError) as error:
             log.warning("job.not_dispatched", job_id=job_id, reason=type(error).__name__)
             return False
@@ -106,10 +111,11 @@ def _transport_options(settings: Settings) -> dict[str, object]:
     if settings.embedded_broker:
         return {"folder": str(settings.broker_dir), "polling_interval": 0.1}
     return {
-        # Redis: recovery is by the lease, so a long timeout only avoids running a long job twice.
-        "visibility_timeout": max(12 * 3600.0, 2 * settings.job_time_limit_seconds),
-        "unacked_restore_interval": 30,
-        "unacked_restore_throttle": 1,
+        # A message is gone when a worker has taken it, as in the embedded queue: the job table recovers what is lost.
+        # Redis would keep it until it is acknowledged, and a worker that cannot acknowledge because Redis is away at
+        # that moment never takes another.
+        "ack_emulation": False,
+        "priority_steps": sorted(_STEPS.values()),
         "health_check_interval": 25,
         "socket_keepalive": True,
     }

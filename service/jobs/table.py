@@ -1,4 +1,4 @@
-"""The tables, and how a row becomes a value."""
+"""The tables as they are now, and how a row becomes a value; `service.jobs.migrations` says how they came to be so."""
 
 import json
 from datetime import UTC, datetime
@@ -20,10 +20,11 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    text,
 )
 
 from service.exchange.plan import NO_EXCHANGE, Exchange
-from service.jobs.job import Job, JobError, JobStatus, WorkerReport, WorkerState
+from service.jobs.job import DEFAULT_TENANT, Job, JobError, JobStatus, Priority, WorkerReport, WorkerState
 from service.request import SegmentationRequest
 
 
@@ -65,6 +66,7 @@ class Json(TypeDecorator[Any]):
 
 
 METADATA = MetaData()
+_HAS_CALLBACK = text("callback_url IS NOT NULL")
 
 JOBS = Table(
     "jobs",
@@ -89,13 +91,37 @@ JOBS = Table(
     Column("owner", String(200)),
     Column("lease_expires_at", UtcDateTime),
     Column("dispatched_at", UtcDateTime),
+    Column("tenant", String(64), nullable=False, default=DEFAULT_TENANT),
+    Column("key_id", String(36)),
+    Column("priority", String(8), nullable=False, default=Priority.ROUTINE),
+    Column("idempotency_key", String(255)),
+    Column("request_hash", String(64)),
+    Column("batch_id", String(64)),
+    Column("input_hash", String(64)),
+    Column("result_key", String(64)),
+    Column("reuse", Boolean, nullable=False, default=True),
+    Column("reused_from", String(36)),
+    Column("time_limit_seconds", Float),
+    Column("callback_url", Text),
+    Column("stage_seconds", Json, nullable=False, default=dict),
+    Column("expires_at", UtcDateTime),
+    Column("expired_at", UtcDateTime),
+    Column("revision", Integer, nullable=False, default=0),
     Column("exchange", Json),
     Column("held_until", UtcDateTime),
-    Column("intake", String(64), unique=True),
+    Column("intake", String(64)),
     CheckConstraint(f"status IN ({', '.join(repr(str(status)) for status in JobStatus)})", name="jobs_status"),
     CheckConstraint("(status = 'running') = (owner IS NOT NULL)", name="jobs_owner"),
     Index("jobs_by_status", "status", "created_at", "id"),
     Index("jobs_by_age", "created_at", "id"),
+    Index("jobs_by_tenant", "tenant", "created_at", "id"),
+    Index("jobs_by_key", "key_id", "created_at"),
+    Index("jobs_by_batch", "tenant", "batch_id", "created_at"),
+    Index("jobs_by_result_key", "tenant", "result_key"),
+    Index("jobs_by_expiry", "expires_at"),
+    Index("jobs_by_callback", "finished_at", sqlite_where=_HAS_CALLBACK, postgresql_where=_HAS_CALLBACK),
+    Index("jobs_idempotency", "tenant", "idempotency_key", unique=True),
+    Index("jobs_by_intake", "intake", unique=True),
 )
 
 WORKERS = Table(
@@ -107,6 +133,39 @@ WORKERS = Table(
     Column("seen_at", UtcDateTime, nullable=False),
 )
 
+#: Webhooks: one row for each event of a job that its callback URL is to hear of.
+DELIVERIES = Table(
+    "deliveries",
+    METADATA,
+    Column("id", String(36), primary_key=True),
+    Column("job_id", String(36), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_attempt_at", UtcDateTime),  # null once delivered or given up
+    Column("delivered_at", UtcDateTime),
+    Column("last_error", Text),
+    Index("deliveries_by_event", "job_id", "event", unique=True),
+    Index("deliveries_by_due", "next_attempt_at"),
+)
+
+API_KEYS = Table(
+    "api_keys",
+    METADATA,
+    Column("id", String(36), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("hash", String(128), nullable=False),
+    Column("scopes", Json, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    Column("rate_limit", Integer),
+    Column("quota", Integer),
+    Index("api_keys_by_hash", "hash", unique=True),
+)
+
 
 def job_of(row: RowMapping) -> Job:
     """The job that a row of `JOBS` describes."""
@@ -115,6 +174,17 @@ def job_of(row: RowMapping) -> Job:
     )
     return Job(
         id=row["id"],
+        tenant=row["tenant"],
+        key_id=row["key_id"],
+        priority=Priority(row["priority"]),
+        idempotency_key=row["idempotency_key"],
+        batch_id=row["batch_id"],
+        input_hash=row["input_hash"],
+        result_key=row["result_key"],
+        reuse=row["reuse"],
+        reused_from=row["reused_from"],
+        time_limit_seconds=row["time_limit_seconds"],
+        callback_url=row["callback_url"],
         status=JobStatus(row["status"]),
         stage=row["stage"],
         percent=row["percent"],
@@ -130,6 +200,10 @@ def job_of(row: RowMapping) -> Job:
         upload_bytes=row["upload_bytes"],
         upload_files=row["upload_files"],
         exchange=NO_EXCHANGE if row["exchange"] is None else Exchange.model_validate(row["exchange"]),
+        stage_seconds=row["stage_seconds"],
+        expires_at=row["expires_at"],
+        expired_at=row["expired_at"],
+        revision=row["revision"],
     )
 
 

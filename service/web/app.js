@@ -4,12 +4,28 @@
 const $ = (id) => document.getElementById(id);
 const FINAL = ["succeeded", "failed", "canceled"];
 
+// The key lives in this tab only. `viscera serve` prints an address that brings it along, behind the #.
+const KEY = "viscera-key";
+const brought = /^#key=([\w-]+)$/.exec(location.hash);
+if (brought) {
+  sessionStorage.setItem(KEY, brought[1]);
+  history.replaceState(null, "", location.pathname);
+}
+
+function authorization() {
+  const key = sessionStorage.getItem(KEY);
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+async function get(path, options = {}) {
+  const response = await fetch(path, { ...options, headers: { ...authorization(), ...options.headers } });
+  if (response.status === 401) $("access").hidden = false;
+  if (!response.ok && response.status !== 304) throw new Error(describe(await response.json()));
+  return response;
+}
+
 async function api(path, options) {
-  const response = await fetch(path, options);
-  if (response.status === 204) return { response, body: null };
-  const body = await response.json();
-  if (!response.ok) throw new Error(describe(body));
-  return { response, body };
+  return (await get(path, options)).json();
 }
 
 function describe(problem) {
@@ -23,8 +39,10 @@ function showProblem(text) {
 }
 
 async function listModels() {
-  const { body } = await api("/v1/models");
-  for (const model of body.models) {
+  const { models } = await api("/v1/models");
+  $("access").hidden = true;
+  $("model").replaceChildren();
+  for (const model of models) {
     const option = new Option(`${model.name} ${model.version} (${model.labels.length} labels)`, model.id, model.default, model.default);
     option.title = model.intended_use;
     $("model").add(option);
@@ -40,6 +58,7 @@ function send(form) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", "/v1/jobs");
+    for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
     request.responseType = "json";
     request.upload.onprogress = (event) => {
       if (!event.lengthComputable) return;
@@ -82,16 +101,19 @@ async function submit(event) {
 async function follow(id) {
   $("job").hidden = false;
   $("job-id").textContent = id;
+  let etag = "";
   for (;;) {
-    const { response, body: job } = await api(`/v1/jobs/${encodeURIComponent(id)}`);
+    // The service answers when the job has changed, or after 20 seconds.
+    const response = await get(`/v1/jobs/${encodeURIComponent(id)}${etag && "?wait=20"}`, { headers: { "If-None-Match": etag } });
+    if (response.status === 304) continue;
+    etag = response.headers.get("ETag");
+    const job = await response.json();
     showJob(job);
     if (FINAL.includes(job.status)) {
       if (job.status === "succeeded") await showResult(job);
       if (job.status === "failed") showProblem(describe(job.error));
       return;
     }
-    const seconds = Number(response.headers.get("Retry-After")) || 1;
-    await new Promise((resume) => setTimeout(resume, 1000 * seconds));
   }
 }
 
@@ -106,11 +128,12 @@ function showJob(job) {
 }
 
 async function showResult(job) {
-  const [{ body: findings }, { body: listing }] = await Promise.all([api(job.links.findings), api(job.links.artifacts)]);
+  const [findings, listing] = await Promise.all([api(job.links.findings), api(job.links.artifacts)]);
   const overview = listing.artifacts.find((artifact) => artifact.name === "overview.png");
   if (overview) {
-    $("overview").src = overview.href;
-    $("overview-link").href = overview.href;
+    const address = await contentOf(overview);
+    $("overview").src = address;
+    $("overview-link").href = address;
   }
   fill($("lesions"), ["Lesion", "In", "Volume, ml", "Longest axial, mm", "Across it, mm", "Probability"], findings.lesions.map((lesion) => [
     lesion.id, lesion.host_organ, lesion.volume_ml, lesion.longest_axial_diameter_mm, lesion.perpendicular_diameter_mm, lesion.mean_probability,
@@ -121,11 +144,28 @@ async function showResult(job) {
   $("artifacts").replaceChildren(...listing.artifacts.map((artifact) => {
     const link = element("a", artifact.name);
     link.href = artifact.href;
+    link.onclick = (event) => {
+      event.preventDefault();
+      save(artifact).catch((error) => showProblem(error.message));
+    };
     const item = element("li", "");
     item.append(link);
     return item;
   }));
   $("result").hidden = false;
+}
+
+// A link cannot carry a key, so files are fetched and handed over as objects of this page.
+async function contentOf(artifact) {
+  return URL.createObjectURL(await (await get(artifact.href)).blob());
+}
+
+async function save(artifact) {
+  const link = element("a", "");
+  link.href = await contentOf(artifact);
+  link.download = artifact.name.split("/").pop();
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
 function fill(table, heads, rows) {
@@ -152,6 +192,12 @@ function element(tag, text) {
   return made;
 }
 
+$("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, $("key").value.trim());
+  $("problem").hidden = true;
+  start();
+});
 $("upload").addEventListener("submit", submit);
 for (const [one, other] of [["files", "folder"], ["folder", "files"]]) {
   $(one).addEventListener("change", () => {
@@ -159,5 +205,9 @@ for (const [one, other] of [["files", "folder"], ["folder", "files"]]) {
     $("files").required = $("folder").files.length === 0;
   });
 }
-listModels().catch((error) => showProblem(error.message));
-if (/^#[0-9a-f-]{36}$/.test(location.hash)) follow(location.hash.slice(1)).catch((error) => showProblem(error.message));
+function start() {
+  listModels().catch((error) => showProblem(error.message));
+  if (/^#[0-9a-f-]{36}$/.test(location.hash)) follow(location.hash.slice(1)).catch((error) => showProblem(error.message));
+}
+
+start();

@@ -1,12 +1,39 @@
 """openapi.yaml is the application's own document, and the application keeps what it says."""
 
+import json
+import re
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import yaml
 
+from service.api import following
+from service.api.auth import OPEN_PATHS
+from service.api.examples import EXAMPLES
+from service.api.following import see_change
 from service.api.problems import problem_kinds
+from service.api.schemas import (
+    ArtifactList,
+    ArtifactView,
+    JobLinks,
+    JobPage,
+    JobView,
+    Liveness,
+    ModelList,
+    ModelView,
+    Readiness,
+)
+from service.client import ArtifactDocument, JobDocument, JobLinksDocument, JobPageDocument
+from service.errors import (
+    KeyNotFound,
+    RequestError,
+    VisceraError,
+)
 from service.jobs.job import WorkerState
 from service.main import create_app
 from service.openapi import openapi_yaml
@@ -50,6 +77,69 @@ def test_every_operation_has_a_name_a_tag_a_summary_and_known_problems():
                 assert str(example["value"]["status"]) == status
 
 
+def test_every_operation_shows_what_it_takes_and_answers():
+    document = create_app(Settings()).openapi()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for status, response in operation["responses"].items():
+                for media_type, content in response.get("content", {}).items():
+                    shown = content.get("example") or content.get("examples") or _shown_by_schema(content["schema"])
+                    assert shown, (method, path, status, media_type)
+            for parameter in operation.get("parameters", []):
+                assert parameter.get("description"), (method, path, parameter["name"])
+
+
+def _shown_by_schema(schema: dict) -> bool:
+    """A file of bytes is no text to show, and the schema of the findings has examples at its fields."""
+    return schema.get("format") == "binary" or schema.get("$ref", "").endswith("/Findings")
+
+
+def test_examples_are_valid():
+    schemas = {model.__name__: model for model in (JobView, JobPage, ArtifactList, ModelView, ModelList)}
+    schemas |= {"Liveness": Liveness, "Readiness": Readiness}
+    assert set(EXAMPLES) == set(schemas)
+    for name, example in EXAMPLES.items():
+        made = schemas[name].model_validate(example)
+        assert json.loads(made.model_dump_json()) == example
+
+
+def test_the_client_knows_every_field_of_a_job():
+    documents = {
+        JobDocument: JobView,
+        JobLinksDocument: JobLinks,
+        JobPageDocument: JobPage,
+        ArtifactDocument: ArtifactView,
+    }
+    for document, view in documents.items():
+        assert set(document.__annotations__) == set(view.model_fields)
+
+
+def test_every_operation_but_the_open_ones_says_that_it_needs_a_key():
+    document = create_app(Settings()).openapi()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            is_open = path in OPEN_PATHS
+            assert ("security" in operation) is not is_open, path
+            assert {"401", "403"} <= set(operation["responses"]) or is_open, path
+    (scheme,) = document["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+
+
+NOT_OF_AN_OPERATION = {
+    KeyNotFound.code: "for `viscera keys`",
+}
+
+
+def test_every_problem_of_a_request_is_shown_somewhere():
+    shown = re.findall(r"type: /problems/([a-z-]+)", openapi_yaml())
+    requests = {error.code for error in _below(RequestError)} | {"storage-unavailable", "internal"}
+    assert requests - set(shown) - set(NOT_OF_AN_OPERATION) == set()
+
+
+def _below(error: type[VisceraError]) -> set[type[VisceraError]]:
+    return {error}.union(*(_below(child) for child in error.__subclasses__()))
+
+
 # Not held against the application, and why:
 EXCLUDED_CHECKS = (
     "allow_header_conformance",  # FastAPI has one route for each method; its Allow header names only that one
@@ -58,16 +148,47 @@ EXCLUDED_CHECKS = (
 )
 
 
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that wait and streams end soon: the documented answers are the same."""
+
+    async def see_change_soon(services, caller, known, until):
+        return await see_change(services, caller, known, min(until, time.monotonic() + 0.1))
+
+    monkeypatch.setattr(following, "see_change", see_change_soon)
+    monkeypatch.setattr(following, "STREAM_SECONDS", 0.1)
+
+
+@pytest.fixture
+def _living_worker(api: Api) -> Iterator[None]:
+    """A worker that gives signs of life however long the test takes."""
+    ended = threading.Event()
+
+    def live() -> None:
+        while True:
+            api.store.report_worker("one", WorkerState.READY)
+            if ended.wait(5):
+                return
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("_impatient", "_living_worker")
 def test_the_running_application_keeps_its_contract(api: Api, tmp_path: Path):
     for end in (None, api.fail, api.succeed):
         job_id = api.submit()["id"]
         if end is not None:
             end(job_id)
-    api.store.report_worker("one", WorkerState.READY)
+    authorization = f"--header=Authorization: Bearer {api.key}"
     # It cannot write multipart/related: tests/exchange/test_stow_door.py does.
     options = [
         "--exclude-path=/dicomweb/studies",
         "--max-examples=10",
+        authorization,
         "--seed=1",
         "--no-color",
         f"--exclude-checks={','.join(EXCLUDED_CHECKS)}",

@@ -1,7 +1,14 @@
 """Jobs over HTTP: what is accepted, how a job is followed, listed, canceled and deleted."""
 
-import pytest
+from dataclasses import replace
+from datetime import UTC, datetime
 
+import pytest
+from sqlalchemy import update
+
+from service.jobs.estimate import Estimator
+from service.jobs.table import JOBS
+from service.progress import Stage, overall_percent
 from tests.support.api import OWNER, Api, running_api, write_model
 
 UNKNOWN_JOB = "00000000-0000-4000-8000-000000000000"
@@ -68,14 +75,12 @@ def test_a_model_is_named_by_id_or_by_name_and_pinned_to_its_version(tmp_path):
 
 
 def test_a_broker_that_is_away_loses_nothing(api: Api, monkeypatch):
-    from dataclasses import replace
-
     services = api.app.state.services
-    api.app.state.services = replace(services, dispatch=lambda job_id: False)
+    api.app.state.services = replace(services, dispatch=lambda job_id, priority: False)
 
     job = api.submit()
 
-    assert api.store.undispatched() == [job["id"]]
+    assert [*api.store.undispatched()] == [job["id"]]
 
 
 def test_a_job_is_followed_from_queue_to_result(api: Api):
@@ -201,3 +206,87 @@ def test_an_unknown_output_is_an_invalid_request(api: Api, field):
     assert response.status_code == 400
     assert response.json()["type"] == "/problems/invalid-request"
     assert next(iter(field)) in response.json()["detail"]
+
+
+def test_same_request_with_the_same_idempotency_key_is_the_same_job(api: Api):
+    def send(key: str, content: bytes = b"scan", **fields: str):
+        return api.client.post(
+            "/v1/jobs", headers={"Idempotency-Key": key}, files={"files": ("ct.nii.gz", content)}, data=fields
+        )
+
+    first = send("order-7", targets="liver")
+    again = send("order-7", targets="liver")
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    assert api.dispatched == [first.json()["id"]]
+    for other in (send("order-7"), send("order-7", b"another scan", targets="liver")):
+        assert (other.status_code, other.json()["type"]) == (409, "/problems/idempotency-conflict")
+    assert send("order-8").json()["id"] != first.json()["id"]
+    assert len([path for path in api.stored_files() if path.is_file()]) == 2
+    assert send("two words").status_code == 400
+
+
+def test_handling_of_a_job_is_chosen_and_shown(api: Api):
+    job = api.submit(priority="stat", batch_id="trial-7", time_limit_seconds="60", reuse="false")
+    assert (job["priority"], job["batch_id"], job["time_limit_seconds"]) == ("stat", "trial-7", 60.0)
+    assert api.store.get(job["id"]).reuse is False
+    api.submit()
+    listed = api.client.get("/v1/jobs", params={"batch_id": "trial-7"}).json()["jobs"]
+    assert [entry["id"] for entry in listed] == [job["id"]]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"priority": "now"},
+        {"batch_id": "a b"},
+        {"time_limit_seconds": "0"},
+        {"time_limit_seconds": "nan"},
+        {"time_limit_seconds": "1e9"},
+        {"reuse": "perhaps"},
+    ],
+)
+def test_impossible_handling_is_refused_and_leaves_nothing(api: Api, fields: dict[str, str]):
+    response = api.client.post("/v1/jobs", files={"files": ("ct.nii.gz", b"scan")}, data=fields)
+    assert response.status_code == 400
+    assert next(iter(fields)) in response.json()["detail"]
+    assert [path for path in api.stored_files() if path.is_file()] == []
+
+
+def test_same_study_and_choices_have_the_same_result_key_whatever_the_order_and_names_of_files(api: Api):
+    def key(*contents: bytes, **fields: str) -> str | None:
+        files = [("files", (f"{content.decode()}.dcm", content)) for content in contents]
+        job = api.client.post("/v1/jobs", files=files, data=fields).json()
+        return api.store.get(job["id"]).result_key
+
+    same = key(b"1", b"2")
+    assert same == key(b"2", b"1") == key(b"1", b"2", priority="stat", mode="accurate")
+    assert len({same, key(b"1", b"3"), key(b"12"), key(b"1", b"2", mode="fast"), key(b"1", b"2", outputs="seg")}) == 5
+
+
+def test_estimate_rests_on_the_latest_jobs_of_the_model(api: Api):
+    first, second, third = (api.submit()["id"] for _ in range(3))
+    assert api.client.get(f"/v1/jobs/{first}").json()["eta_seconds"] is None
+    api.store.claim(first, OWNER, 30.0)
+    api.store.succeed(first, OWNER, stage_seconds={"reading": 10.0, "inference": 80.0, "writing": 10.0})
+    api.app.state.services = replace(api.app.state.services, estimator=Estimator(api.store))
+
+    assert api.client.get(f"/v1/jobs/{second}").json()["eta_seconds"] == 150  # half a run is under way, and its own
+    assert api.client.get(f"/v1/jobs/{third}").json()["eta_seconds"] == 250
+    api.store.claim(second, OWNER, 30.0)
+    halfway = overall_percent(Stage.INFERENCE, 0.5)
+    api.store.renew(second, OWNER, stage="inference", percent=halfway, lease_seconds=30.0)
+    assert api.client.get(f"/v1/jobs/{second}").json()["eta_seconds"] == 50
+    assert api.client.get(f"/v1/jobs/{first}").json()["eta_seconds"] is None
+
+
+def test_expired_result_is_gone_and_says_so(api: Api):
+    job_id = api.submit()["id"]
+    api.succeed(job_id)
+    with api.store._transaction() as connection:
+        connection.execute(update(JOBS).values(expires_at=datetime.now(UTC)))
+    api.store.expire_results(datetime.now(UTC))
+    for path in ("findings", "artifacts", "artifacts/masks/liver.nii.gz"):
+        response = api.client.get(f"/v1/jobs/{job_id}/{path}")
+        assert (response.status_code, response.json()["type"]) == (410, "/problems/result-expired")
+    job = api.client.get(f"/v1/jobs/{job_id}").json()
+    assert (job["status"], job["expired"], job["links"]["artifacts"]) == ("succeeded", True, None)

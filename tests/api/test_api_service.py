@@ -86,7 +86,7 @@ def test_not_ready_while_the_database_is_away(api: Api, monkeypatch):
 
 
 def test_something_unexpected_is_internal_and_says_nothing_of_the_inside(api: Api, monkeypatch):
-    def broken(_):
+    def broken(_id, **_):
         raise RuntimeError("secret path /srv/patients")
 
     monkeypatch.setattr(api.store, "get", broken)

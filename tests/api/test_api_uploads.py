@@ -135,7 +135,7 @@ def test_a_client_that_hangs_up_leaves_nothing(api: Api):
     url = api.client.base_url
     with socket.create_connection((url.host, url.port)) as connection:
         request = f"POST /v1/jobs HTTP/1.1\r\nHost: {url.host}\r\nContent-Length: 1000000\r\n"
-        content_type = f"Content-Type: {MULTIPART['Content-Type']}\r\n\r\n"
+        content_type = f"Authorization: Bearer {api.key}\r\nContent-Type: {MULTIPART['Content-Type']}\r\n\r\n"
         connection.sendall(request.encode() + content_type.encode() + head + b"x" * 10_000)
         _wait_until(lambda: any(path.suffix == ".part" for path in api.stored_files()))
     _wait_until(lambda: api.stored_files() == [])

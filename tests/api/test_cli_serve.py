@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from service.cli.local_key import read_local_key
 from service.cli.serve import _listen
 from service.client import UnreachableError, Viscera
 from service.jobs.owner import is_dead
@@ -52,7 +53,7 @@ def serving(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str]
     with (folder / "log.txt").open("a") as log:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder)
     try:
-        with Viscera(_address(process)) as viscera:
+        with Viscera(_address(process), api_key=read_local_key(folder / "data")) as viscera:
             yield process, viscera
     finally:
         process.kill()

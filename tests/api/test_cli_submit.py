@@ -45,7 +45,9 @@ def study(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def url(api: Api) -> str:
+def url(api: Api, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of a service whose key is in the environment."""
+    monkeypatch.setenv("VISCERA_API_KEY", api.key)
     return str(api.client.base_url)
 
 
@@ -152,7 +154,7 @@ def test_a_refused_upload_is_one_line_and_status_2(url: str, study: Path):
 def test_an_upload_far_beyond_the_limit_is_told_so_and_not_cut_off(tmp_path: Path, study: Path):
     study.write_bytes(bytes(30_000_000))
     with running_api(tmp_path, max_upload_bytes=1_000_000) as api:
-        result = run(app, ["submit", str(study), "--url", str(api.client.base_url)])
+        result = run(app, ["submit", str(study), "--url", str(api.client.base_url), "--api-key", api.key])
         assert result.exit_code == 2
         assert "(upload-too-large)" in result.output
         assert api.stored_files() == []
@@ -203,7 +205,7 @@ def test_the_client_waits_through_a_restart_of_the_service_but_not_for_ever(api:
     api.fail(job_id)
     answers = iter([StorageUnavailable("away"), StorageUnavailable("away"), api.store.get(job_id)])
 
-    def get(_):
+    def get(_id, **_):
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from pydicom.dataset import Dataset
 
 from service.client import Viscera
 from tests.support.dicom_series import axial_affine, body_hu, write_ct_series
+from tests.support.enhanced_ct import write_enhanced_ct
 from tests.support.service_process import running_service, stored_files
 from training.phantom.phantom import ABDOMEN, draw_phantom
 from training.phantom.write import write_dicom, write_nifti
@@ -145,6 +147,25 @@ def _empty_file(folder: Path) -> Path:
     return path
 
 
+def _pixel_bomb_of_frames(folder: Path) -> Path:
+    def claim(dataset: Dataset) -> None:
+        frames = list(dataset.PerFrameFunctionalGroupsSequence)
+        dataset.PerFrameFunctionalGroupsSequence = (frames * 1000)[:10_000]
+        dataset.Rows = dataset.Columns = 65535
+        dataset.NumberOfFrames = 10_000
+
+    return write_enhanced_ct(folder / "frames.dcm", body_hu(), np.eye(4), change=claim)
+
+
+def _pixel_bomb_of_nifti(folder: Path) -> Path:
+    header = nibabel.Nifti2Header()
+    header["dim"][:4] = (3, 65535, 65535, 10_000)
+    header["datatype"], header["bitpix"], header["vox_offset"], header["sform_code"] = 4, 16, 544, 1
+    path = folder / "bomb.nii"
+    path.write_bytes(header.binaryblock + bytes(4) + bytes(5000))
+    return path
+
+
 BAD: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
     "text file": (_text_as_nifti, {"unreadable-upload"}),
     "truncated gzip": (_truncated, {"unreadable-upload", "decode-failed"}),
@@ -155,6 +176,12 @@ BAD: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
     "empty zip": (lambda folder: _zip(folder, {}), {"empty-upload"}),
     "zip slip": (lambda folder: _zip(folder, {"../../evil.dcm": b"x" * 200}), {"unsafe-archive"}),
     "zip bomb": (lambda folder: _zip(folder, {"bomb.dcm": bytes(80_000_000)}), {"unsafe-archive"}),
+    "pixel bomb in slices": (
+        lambda folder: _series(folder, "bomb", Rows=65535, Columns=65535),
+        {"upload-too-large"},
+    ),
+    "pixel bomb in frames": (_pixel_bomb_of_frames, {"upload-too-large"}),
+    "pixel bomb in a NIfTI header": (_pixel_bomb_of_nifti, {"upload-too-large", "invalid-geometry"}),
     "MR series": (
         lambda folder: _series(folder, "mr", Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4"),
         {"unsupported-modality"},

@@ -3,17 +3,18 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pydicom
 import pytest
 
+from service.cli.local_key import read_local_key
 from service.cli.push import push as push_command
 from service.errors import ResultNotReady, UnknownPeer
 from service.exchange import push, wado
 from service.exchange.plan import Exchange, StudyReference
-from service.jobs.job import Job, JobStatus, new_job_id
+from service.jobs.job import Job, JobStatus, NewJob, new_job_id
 from service.jobs.store import JobStore
 from service.progress import Progress
 from service.request import SegmentationRequest
@@ -56,14 +57,24 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
     monkeypatch.setattr(push, "PAUSES_SECONDS", (0.0,))
     result = write_result(tmp_path / "prepared", outputs=None)
 
-    def run(exchange: Exchange, **settings: object) -> tuple[Job, Copier]:
+    def run(exchange: Exchange, result_key: str | None = None, **settings: object) -> tuple[Job, Copier]:
         chosen = Settings.model_validate({"data_dir": tmp_path / "data", **settings})
         store, copier = JobStore(chosen.database_url), Copier(result.folder)
-        context = WorkContext(store, LocalStorage(chosen.data_dir), copier, "alice", 30.0, chosen)
-        job_id = new_job_id()
-        store.create(
-            job_id=job_id, model="m", request=SegmentationRequest(), upload_bytes=0, upload_files=0, exchange=exchange
+        context = WorkContext(
+            store=store,
+            storage=LocalStorage(chosen.data_dir),
+            segmenter=copier,
+            owner="alice",
+            lease_seconds=30.0,
+            time_limit_seconds=600.0,
+            keep_results_for=None,
+            storage_pauses=(),
+            kill_process=lambda: pytest.fail("the work did not hear that it was to stop"),
+            settings=chosen,
         )
+        job_id = new_job_id()
+        new = NewJob(job_id, "m", SegmentationRequest(), upload_bytes=0, upload_files=0, exchange=exchange)
+        store.create(replace(new, result_key=result_key))
         run_job(context, job_id)
         return store.get(job_id), copier
 
@@ -138,15 +149,37 @@ def test_a_study_that_a_pacs_stores_here_runs_by_itself_when_it_is_complete(orth
         "PYTHONPATH": str(REPOSITORY),
     }
     with running_service(tmp_path / "data", **settings) as (viscera, _):
-        orthanc.register("viscera", dicomweb=f"{viscera.url}/dicomweb")
+        key = read_local_key(tmp_path / "data")
+        assert key is not None
+        orthanc.register("viscera", dicomweb=f"{viscera.url}/dicomweb", key=key)
         [study] = orthanc.http.get("/studies").json()
         sent = orthanc.http.post("/dicom-web/servers/viscera/stow", json={"Resources": [study], "Synchronous": True})
         assert sent.is_success, sent.text
-        [job] = httpx.get(f"{viscera.url}/v1/jobs").json()["jobs"]
+        [job] = viscera.jobs()["jobs"]
         assert (job["status"], job["upload_files"], job["targets"]) == ("queued", len(files), ["liver"])
         job = viscera.wait(job["id"])
         assert job["status"] == "succeeded", job
         assert [warning["code"] for warning in job["warnings"]] == ["fake", "nothing-to-push"]
+
+
+def test_a_reused_result_is_sent_where_the_new_job_says(
+    run: Callable[..., tuple[Job, Copier]], orthanc: Orthanc, tmp_path: Path
+):
+    files = write_ct_series(tmp_path / "ct")
+    orthanc.upload(files)
+    url = f"{orthanc.dicomweb}/studies/{pydicom.dcmread(files[0]).StudyInstanceUID}"
+    settings = {
+        "reference_hosts": [orthanc.host],
+        "peers": {"pacs": orthanc.peer, "away": {"url": "http://127.0.0.1:9"}},
+    }
+    source = StudyReference(url=url, credentials="pacs")
+    first, _ = run(Exchange(source=source, push=("away",)), "key", **settings)
+
+    second, copier = run(Exchange(push=("pacs",)), "key", **settings)
+
+    assert [notice["code"] for notice in first.notices] == [NOTICE["code"], "push-failed"]
+    assert (second.reused_from, second.notices, copier.read) == (first.id, (NOTICE,), set())
+    assert len(orthanc.instances()) == len(files) + 3
 
 
 def test_the_command_sends_a_result_again(orthanc: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -159,7 +192,7 @@ def test_the_command_sends_a_result_again(orthanc: Orthanc, tmp_path: Path, monk
     settings = Settings()
     store, storage = JobStore(settings.database_url), LocalStorage(settings.data_dir)
     job_id = new_job_id()
-    store.create(job_id=job_id, model="m", request=SegmentationRequest(), upload_bytes=0, upload_files=0)
+    store.create(NewJob(job_id, "m", SegmentationRequest(), upload_bytes=0, upload_files=0))
 
     with pytest.raises(ResultNotReady):
         push_command(job_id, ["pacs"])

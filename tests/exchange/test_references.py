@@ -182,6 +182,20 @@ def test_a_reference_is_a_job_with_the_choices_of_the_form(api: Api):
     assert api.stored_files() == []
 
 
+def test_a_reference_is_handled_as_an_upload_is(api: Api):
+    body = reference(priority="stat", batch_id="trial-7", time_limit_seconds=60)
+
+    first, again = (api.client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "one"}) for _ in range(2))
+    other = api.client.post("/v1/jobs", json=reference(), headers={"Idempotency-Key": "one"})
+    long = api.client.post("/v1/jobs", json=reference(time_limit_seconds=1e9))
+
+    [job] = api.store.list()
+    assert first.json()["id"] == again.json()["id"] == job.id
+    assert (job.priority, job.batch_id, job.time_limit_seconds, job.result_key) == ("stat", "trial-7", 60.0, None)
+    assert other.json()["type"] == "/problems/idempotency-conflict"
+    assert long.json()["type"] == "/problems/invalid-request"
+
+
 def test_an_upload_may_name_where_its_results_go(api: Api):
     assert api.store.get(api.submit(push="pacs")["id"]).exchange.push == ("pacs",)
     response = api.client.post("/v1/jobs", files={"files": ("a", b"x")}, data={"push": "elsewhere"})

@@ -94,7 +94,7 @@ def test_an_association_becomes_a_held_job_for_each_study(tmp_path: Path):
             sent = one if study == "1.2.3" else two
             pixels = {pydicom.dcmread(path).SOPInstanceUID: pydicom.dcmread(path).PixelData for path in sent}
             assert {pydicom.dcmread(path).SOPInstanceUID: pydicom.dcmread(path).PixelData for path in files} == pixels
-        assert receiver.store.undispatched() == []
+        assert receiver.store.undispatched() == {}
 
 
 def test_a_study_in_two_associations_is_one_job_and_two_senders_are_two(tmp_path: Path):

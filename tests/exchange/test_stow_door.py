@@ -15,6 +15,7 @@ from pydicom.uid import (
 )
 
 from service.jobs.job import JobStatus
+from service.jobs.keys import Scope
 from tests.support.api import Api, running_api
 from tests.support.dicom_series import body_hu, write_ct_series
 from tests.support.jobs import wait_until
@@ -48,7 +49,7 @@ def stored(api: Api, job_id: str) -> set[str]:
 
 def test_a_study_becomes_one_held_job_however_many_requests_bring_it(api: Api, tmp_path: Path):
     files = write_ct_series(tmp_path / "ct")
-    client = DICOMwebClient(f"{api.client.base_url}/dicomweb")
+    client = DICOMwebClient(f"{api.client.base_url}/dicomweb", headers={"Authorization": f"Bearer {api.key}"})
 
     for start in range(0, len(files), 5):
         answer = client.store_instances([pydicom.dcmread(path) for path in files[start : start + 5]])
@@ -59,7 +60,7 @@ def test_a_study_becomes_one_held_job_however_many_requests_bring_it(api: Api, t
     assert (job.status, job.upload_files, job.request.targets) == (JobStatus.QUEUED, len(files), ("liver",))
     assert stored(api, job.id) == {str(pydicom.dcmread(path).SOPInstanceUID) for path in files}
     assert job.upload_bytes == sum(path.stat().st_size for path in api.storage.upload_dir(job.id).iterdir())
-    assert api.store.undispatched() == []
+    assert api.store.undispatched() == {}
     assert api.dispatched == []
 
 
@@ -143,6 +144,25 @@ def test_what_is_no_ct_fails_by_itself(api: Api, tmp_path: Path):
     assert len(list(api.storage.upload_dir(job.id).iterdir())) == 1
 
 
+def test_a_study_belongs_to_the_tenant_that_sends_it(api: Api, tmp_path: Path):
+    first, second, *_ = write_ct_series(tmp_path / "ct")
+    headers = {"Content-Type": DICOM}
+    ours = post(api, body(first.read_bytes())).headers["Location"]
+
+    with (
+        api.client_of("clinic") as clinic,
+        api.client_of("reader", Scope.READ) as reader,
+        api.client_with(None) as none,
+    ):
+        theirs = clinic.post("/dicomweb/studies", content=body(second.read_bytes()), headers=headers).headers[
+            "Location"
+        ]
+        assert theirs != ours
+        assert (clinic.get(theirs).status_code, clinic.get(ours).status_code) == (200, 404)
+        assert reader.post("/dicomweb/studies", content=body(b"x"), headers=headers).status_code == 403
+        assert none.post("/dicomweb/studies", content=body(b"x"), headers=headers).status_code == 401
+
+
 @pytest.mark.parametrize(
     ("content", "content_type", "code"),
     [
@@ -197,7 +217,7 @@ def test_a_quiet_study_is_dispatched_and_a_late_instance_begins_another(tmp_path
     with running_api(tmp_path, study_quiet_seconds=0.3) as api:
         post(api, body(first.read_bytes()))
         [job] = api.store.list()
-        wait_until(lambda: api.store.undispatched() == [job.id], what="the quiet time")
+        wait_until(lambda: list(api.store.undispatched()) == [job.id], what="the quiet time")
         api.store.claim(job.id, "worker", 30.0)
 
         post(api, body(second.read_bytes()))
@@ -219,7 +239,7 @@ def test_the_batches_of_a_pacs_become_one_job(orthanc: Orthanc, api: Api, tmp_pa
     """Orthanc sends a study in several requests, in the chunked encoding."""
     files = write_ct_series(tmp_path / "ct")
     orthanc.upload(files)
-    orthanc.register("viscera", dicomweb=f"{api.client.base_url}/dicomweb/")
+    orthanc.register("viscera", dicomweb=f"{api.client.base_url}/dicomweb/", key=api.key)
     [study] = orthanc.http.get("/studies").json()
 
     answer = orthanc.http.post("/dicom-web/servers/viscera/stow", json={"Resources": [study], "Synchronous": True})

@@ -10,12 +10,34 @@ from service.jobs.store import JobStore
 from service.settings import Settings
 from tests.support import fake_segmenter
 from tests.support.jobs import REPOSITORY, JobSystem
+from tests.support.servers import RedisServer, redis_program
 
 POSTGRES_URL = "postgresql://postgres@127.0.0.1:5432/test"
 
 
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis of our own for the whole run."""
+    if redis_program() is None:
+        pytest.skip("no redis-server; install it: apt-get install redis-server")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["embedded", "servers"])
+def backends(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings of the queue and the table: the folder and SQLite, then Redis and PostgreSQL."""
+    if request.param == "embedded":
+        return {}
+    redis: RedisServer = request.getfixturevalue("redis_server")
+    redis.clear()
+    return {"broker_url": redis.url, "database_url": request.getfixturevalue("postgres_url")}
+
+
 @pytest.fixture
-def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backends: dict[str, str]) -> Callable[..., Settings]:
     """Settings of a service in a temporary folder that notices everything within a second or two."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
 
@@ -27,6 +49,7 @@ def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
             "sweep_seconds": 0.2,
             "shutdown_grace_seconds": 20.0,
             "log_level": "info",
+            **backends,
         }
         return Settings(**(values | changes))
 

@@ -6,11 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
-from service.jobs.job import JobStatus
+import pytest
+
+from service.jobs.job import JobStatus, Priority
 from service.settings import Settings
-from tests.support.jobs import JobSystem, kill, wait_until
+from tests.support.jobs import JobSystem, embedded_only, kill, wait_until
 
 
 def process_fields(pid: int) -> list[str]:
@@ -134,7 +137,7 @@ def test_stopped_service_hands_its_job_back_without_counting_the_attempt(
 
     job = system.store.get(job_id)
     assert (job.status, job.attempts, job.stage) == (JobStatus.QUEUED, 0, None)
-    assert system.store.undispatched() == [job_id]
+    assert [*system.store.undispatched()] == [job_id]
 
 
 def test_stopped_service_lets_a_job_finish_within_the_grace_period(system: JobSystem) -> None:
@@ -160,6 +163,7 @@ def test_job_in_a_replaced_child_may_finish_within_the_grace_period_too(system: 
     assert (job.status, job.attempts) == (JobStatus.SUCCEEDED, 2)
 
 
+@embedded_only
 def test_message_that_died_with_its_worker_is_sent_again(system: JobSystem) -> None:
     job_id = system.submit()
     system.queue.purge()  # as if a worker took the message and died before it claimed the job
@@ -179,3 +183,44 @@ def test_burst_of_100_jobs_with_three_workers_loses_none_and_runs_none_twice(sys
     assert {system.store.get(job_id).attempts for job_id in jobs} == {1}
     assert len({pid for job_id in jobs for pid in system.starts(job_id)}) == 3
     assert system.queue.waiting() == 0
+
+
+@pytest.mark.parametrize("model", ["slow:60", "deaf:60"])
+def test_canceled_job_stops_for_good_and_a_warm_worker_takes_the_next(system: JobSystem, model: str) -> None:
+    system.start_worker()
+    job_id = system.submit(model)
+    system.wait_for_progress(job_id)
+    [child] = system.starts(job_id)
+    system.store.cancel(job_id)
+    job = system.wait_for_end(job_id)
+
+    assert (job.status, job.attempts) == (JobStatus.CANCELED, 1)
+    if model.startswith("deaf"):
+        wait_until(lambda: gone(child), what="the end of work that does not listen")
+    following = system.submit()
+    system.start_sweeping()
+    assert system.wait_for_end(following).status is JobStatus.SUCCEEDED
+    assert system.starts(job_id) == [child]
+    wait_until(lambda: all(following in name for name in system.files()), what="a clean disk")
+
+
+@pytest.mark.parametrize("model", ["slow:60", "deaf:60"])
+def test_job_that_runs_too_long_fails_at_once_and_is_not_tried_again(system: JobSystem, model: str) -> None:
+    system.start_worker()
+    job_id = system.submit(model, time_limit_seconds=1.0)
+    job = system.wait_for_end(job_id)
+
+    assert (job.status, job.attempts) == (JobStatus.FAILED, 1)
+    assert job.error is not None
+    assert (job.error.code, "limit of 1 s" in job.error.detail) == ("time-limit-exceeded", True)
+
+
+def test_free_worker_takes_the_most_urgent_job_first(system: JobSystem) -> None:
+    jobs = [system.submit(priority=priority) for priority in (Priority.BATCH, Priority.ROUTINE, Priority.STAT)]
+    jobs.append(system.submit(priority=Priority.STAT))
+    batch, routine, stat, later_stat = jobs
+    system.start_worker()
+    wait_until(lambda: system.store.counts()[JobStatus.SUCCEEDED] == len(jobs), what="the end of all jobs")
+
+    begun = sorted(jobs, key=lambda job_id: system.store.get(job_id).started_at or datetime.max)
+    assert begun == [stat, later_stat, routine, batch]

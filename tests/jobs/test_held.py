@@ -34,13 +34,13 @@ def test_a_held_job_is_found_by_its_key_and_not_dispatched(store: JobStore) -> N
     assert held.hold_on(job.id)
     counted = store.get(job.id)
     assert (counted.upload_files, counted.upload_bytes) == (2, 700)
-    assert store.undispatched() == []
+    assert store.undispatched() == {}
 
 
 def test_the_hold_ends_by_itself_and_the_key_begins_anew(store: JobStore) -> None:
     held = HeldJobs(store, quiet_seconds=0.2)
     job = held.open("key", make)
-    wait_until(lambda: store.undispatched() == [job.id])
+    wait_until(lambda: list(store.undispatched()) == [job.id])
     assert not held.hold_on(job.id)
     again = held.open("key", make)
     assert again.id != job.id
@@ -54,7 +54,7 @@ def test_each_instance_prolongs_the_hold(store: JobStore) -> None:
     while time.monotonic() - first < 3.0:
         assert held.hold_on(job.id, files=1)
         time.sleep(0.2)
-    assert store.undispatched() == []
+    assert store.undispatched() == {}
 
 
 @pytest.mark.parametrize("end", ["cancel", "delete"])

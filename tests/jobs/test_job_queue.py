@@ -17,10 +17,10 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from service.jobs import transport
-from service.jobs.job import JobStatus
+from service.jobs.job import JobStatus, Priority
 from service.jobs.queue import QUEUE_NAME, JobQueue
 from service.settings import Settings
-from tests.support.jobs import JobSystem, submit
+from tests.support.jobs import JobSystem, embedded_only, submit
 
 
 @contextmanager
@@ -101,6 +101,7 @@ def test_folder_that_cannot_be_written_is_an_operational_error(tmp_path: Path) -
             queue._get("q")
 
 
+@embedded_only
 def test_dispatched_message_names_the_job_and_nothing_else(system: JobSystem) -> None:
     job_id = system.submit()
     [path] = system.settings.broker_dir.glob("*.msg")
@@ -108,14 +109,15 @@ def test_dispatched_message_names_the_job_and_nothing_else(system: JobSystem) ->
     assert envelope["headers"]["task"] == "viscera.segment_job"
     assert envelope["headers"]["argsrepr"] == f"('{job_id}',)"
     assert system.queue.waiting() == 1
-    assert system.store.undispatched() == []
+    assert [*system.store.undispatched()] == []
 
 
+@embedded_only
 def test_job_waits_while_the_broker_is_away_and_is_dispatched_when_it_is_back(system: JobSystem) -> None:
     broker = system.settings.broker_dir
     broker.touch()  # a file in the folder's place: not even root can write into it
     job_id = submit(system.store, system.storage).id
-    assert system.queue.dispatch(job_id) is False
+    assert system.queue.dispatch(job_id, Priority.ROUTINE) is False
     assert system.sweeper.sweep_once().dispatched == ()
     assert system.store.get(job_id).status is JobStatus.QUEUED
     broker.unlink()
@@ -123,6 +125,7 @@ def test_job_waits_while_the_broker_is_away_and_is_dispatched_when_it_is_back(sy
     assert system.queue.waiting() == 1
 
 
+@embedded_only
 def test_queue_folder_that_vanishes_is_made_again(system: JobSystem) -> None:
     lost = system.submit()
     shutil.rmtree(system.settings.broker_dir)
@@ -132,15 +135,16 @@ def test_queue_folder_that_vanishes_is_made_again(system: JobSystem) -> None:
     assert system.queue.waiting() == 2
 
 
+@embedded_only
 def test_redis_that_is_away_is_not_waited_for(make_settings: Callable[..., Settings], system: JobSystem) -> None:
     queue = JobQueue(make_settings(broker_url="redis://127.0.0.1:1/0"), system.store)
     try:
         job_id = submit(system.store, system.storage).id
         begin = time.monotonic()
-        assert queue.dispatch(job_id) is False
+        assert queue.dispatch(job_id, Priority.ROUTINE) is False
         assert queue.waiting() is None
         assert time.monotonic() - begin < 3.0
-        assert system.store.undispatched() == [job_id]
+        assert [*system.store.undispatched()] == [job_id]
     finally:
         queue.close()
 

@@ -4,13 +4,26 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from service.errors import IllegalTransition, JobNotFound, StorageUnavailable
-from service.jobs.job import TRANSITIONS, Job, JobError, JobStatus, Recovery, WorkerState, new_job_id
+from service.errors import IdempotencyConflict, IllegalTransition, JobNotFound, StorageUnavailable
+from service.jobs.job import (
+    TRANSITIONS,
+    FilesNeeded,
+    Job,
+    JobError,
+    JobStatus,
+    NewJob,
+    Priority,
+    Recovery,
+    WorkerState,
+    new_job_id,
+)
 from service.jobs.store import JobStore
 from service.request import SegmentationRequest
 
@@ -18,8 +31,12 @@ ERROR = JobError("too-few-slices", "Too few slices", "The series has 4 slices; a
 REQUEST = SegmentationRequest(targets=("liver", "spleen"), overlap=0.25)
 
 
-def create(store: JobStore, request: SegmentationRequest = REQUEST) -> Job:
-    return store.create(job_id=new_job_id(), model="compact", request=request, upload_bytes=2**40, upload_files=7)
+def new_job(**changes: Any) -> NewJob:
+    return replace(NewJob(new_job_id(), "compact", REQUEST, upload_bytes=2**40, upload_files=7), **changes)
+
+
+def create(store: JobStore, **changes: Any) -> Job:
+    return store.create(new_job(**changes))
 
 
 def bring_to(store: JobStore, status: JobStatus) -> str:
@@ -166,7 +183,7 @@ def test_expired_lease_gives_the_job_back_and_the_old_owner_nothing(store: JobSt
     now = datetime.now(UTC)
     assert store.requeue_expired(now, 3) == Recovery()
     assert store.requeue_expired(now + timedelta(seconds=31), 3) == Recovery(requeued=(job_id,))
-    assert store.undispatched() == [job_id]
+    assert [*store.undispatched()] == [job_id]
     assert not store.succeed(job_id, "ann")
     again = store.claim(job_id, "bob", 30)
     assert again is not None
@@ -220,15 +237,15 @@ def test_job_handed_back_keeps_its_count(store: JobStore) -> None:
 def test_undispatched_jobs_are_found_oldest_first(store: JobStore) -> None:
     first, second, third = (create(store).id for _ in range(3))
     store.mark_dispatched(second)
-    assert store.undispatched() == [first, third]
-    assert store.undispatched(older_than=datetime.now(UTC) - timedelta(seconds=60)) == [first, third]
-    assert store.undispatched(older_than=datetime.now(UTC) + timedelta(seconds=60)) == [first, second, third]
+    assert [*store.undispatched()] == [first, third]
+    assert [*store.undispatched(older_than=datetime.now(UTC) - timedelta(seconds=60))] == [first, third]
+    assert [*store.undispatched(older_than=datetime.now(UTC) + timedelta(seconds=60))] == [first, second, third]
 
 
-def test_states_of_many_jobs(store: JobStore) -> None:
+def test_files_that_many_jobs_need(store: JobStore) -> None:
     known = create(store).id
     ids = [new_job_id() for _ in range(1200)]
-    assert store.states([*ids, known]) == {known: JobStatus.QUEUED}
+    assert store.files_needed([*ids, known]) == {known: FilesNeeded.ALL}
 
 
 def test_workers_report_and_are_forgotten(store: JobStore) -> None:
@@ -244,6 +261,73 @@ def test_workers_report_and_are_forgotten(store: JobStore) -> None:
     assert [worker.owner for worker in store.workers()] == ["bob"]
     store.forget_silent_workers(datetime.now(UTC) + timedelta(seconds=1))
     assert store.workers() == []
+
+
+def test_job_of_another_tenant_is_not_found(store: JobStore) -> None:
+    mine, theirs = create(store, tenant="radiology"), create(store, tenant="oncology")
+    assert store.get(mine.id, tenant="radiology") == mine
+    assert [job.id for job in store.list(tenant="radiology")] == [mine.id]
+    for ask in (
+        lambda: store.get(theirs.id, tenant="radiology"),
+        lambda: store.cancel(theirs.id, tenant="radiology"),
+        lambda: store.delete(theirs.id, tenant="radiology"),
+        lambda: store.list(before=theirs.id, tenant="radiology"),
+    ):
+        with pytest.raises(JobNotFound):
+            ask()
+    assert store.get(theirs.id) == theirs
+
+
+def test_same_idempotency_key_and_request_is_the_same_job(store: JobStore) -> None:
+    first = create(store, idempotency_key="order-7", request_hash="a" * 64)
+    assert create(store, idempotency_key="order-7", request_hash="a" * 64) == first
+    with pytest.raises(IdempotencyConflict):
+        create(store, idempotency_key="order-7", request_hash="b" * 64)
+    assert create(store, idempotency_key="order-7", request_hash="b" * 64, tenant="oncology").id != first.id
+    assert store.counts()[JobStatus.QUEUED] == 2
+
+
+def test_of_many_simultaneous_submissions_with_one_key_one_makes_the_job(store: JobStore) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        jobs = list(pool.map(lambda _: create(store, idempotency_key="k", request_hash="a" * 64), range(24)))
+    assert len({job.id for job in jobs}) == 1
+
+
+def test_queue_is_ordered_by_priority_and_then_by_age(store: JobStore) -> None:
+    jobs = [create(store, priority=Priority(name)).id for name in ("batch", "routine", "stat", "routine", "stat")]
+    batch, routine, stat, later_routine, later_stat = jobs
+    in_line = [stat, later_stat, routine, later_routine, batch]
+    assert [store.queue_position(job_id) for job_id in in_line] == [1, 2, 3, 4, 5]
+    assert [*store.undispatched()] == in_line
+
+
+def test_revision_is_raised_by_what_a_caller_can_see(store: JobStore) -> None:
+    job_id = create(store).id
+
+    def revision() -> int:
+        return store.get(job_id).revision
+
+    seen = [revision()]
+    for change in (
+        lambda: store.claim(job_id, "ann", 30),
+        lambda: store.renew(job_id, "ann", stage="inference", percent=10, lease_seconds=30),
+        lambda: store.renew(job_id, "ann", stage="inference", percent=11, lease_seconds=30),
+        lambda: store.cancel(job_id),
+        lambda: store.finish_cancel(job_id, "ann"),
+    ):
+        change()
+        seen.append(revision())
+    assert seen == sorted(set(seen))
+    store.mark_dispatched(job_id)
+    store.renew(job_id, "ann", stage="inference", percent=11, lease_seconds=60)
+    store.cancel(job_id)
+    assert revision() == seen[-1]
+
+
+def test_batch_is_listed_by_itself(store: JobStore) -> None:
+    create(store)
+    together = [create(store, batch_id="trial-3").id for _ in range(2)]
+    assert [job.id for job in store.list(batch_id="trial-3")] == together[::-1]
 
 
 def test_second_store_finds_the_jobs_of_the_first(store: JobStore, database_url: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import ArtifactNotFound, StorageUnavailable
-from service.jobs.job import JobStatus, new_job_id
+from service.jobs.job import FilesNeeded, new_job_id
 from service.storage import LocalStorage, storage_error
 
 
@@ -57,8 +57,8 @@ def test_upload_gets_its_name_only_when_it_is_whole(storage: LocalStorage) -> No
         file.write(b"voxels")
         assert files(storage) == {f"uploads/{job_id}/00000.nii.gz.part"}
         with pytest.raises(StorageUnavailable, match="no longer stored"):
-            storage.upload_path(job_id)
-    assert storage.upload_path(job_id).read_bytes() == b"voxels"
+            storage.fetch_upload(job_id, 1)
+    assert storage.fetch_upload(job_id, 1).read_bytes() == b"voxels"
     assert files(storage) == {f"uploads/{job_id}/00000.nii.gz"}
 
 
@@ -74,8 +74,8 @@ def test_upload_of_several_files_is_read_as_a_folder(storage: LocalStorage) -> N
     one, many = new_job_id(), new_job_id()
     upload(storage, one, "00000.dcm")
     upload(storage, many, "00000.dcm", "00001.dcm")
-    assert storage.upload_path(one) == storage.upload_dir(one) / "00000.dcm"
-    assert storage.upload_path(many) == storage.upload_dir(many)
+    assert storage.fetch_upload(one, 1) == storage.upload_dir(one) / "00000.dcm"
+    assert storage.fetch_upload(many, 1) == storage.upload_dir(many)
 
 
 @pytest.mark.parametrize(
@@ -159,22 +159,20 @@ def test_deleted_job_leaves_nothing(storage: LocalStorage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kept"),
+    ("needed", "kept"),
     [
-        (JobStatus.QUEUED, {"uploads", "scratch", "results"}),
-        (JobStatus.RUNNING, {"uploads", "scratch", "results"}),
-        (JobStatus.SUCCEEDED, {"results"}),
-        (JobStatus.FAILED, set()),
-        (JobStatus.CANCELED, set()),
+        (FilesNeeded.ALL, {"uploads", "scratch", "results"}),
+        (FilesNeeded.RESULT, {"results"}),
+        (FilesNeeded.NONE, set()),
     ],
 )
-def test_sweep_keeps_what_the_status_needs(storage: LocalStorage, status: JobStatus, kept: set[str]) -> None:
+def test_sweep_keeps_what_the_job_needs(storage: LocalStorage, needed: FilesNeeded, kept: set[str]) -> None:
     job_id = new_job_id()
     upload(storage, job_id, "00000.zip")
     publish(storage, job_id)
     (storage.begin_result(job_id, 2) / "half").touch()
     assert storage.job_ids() == {job_id}
-    assert storage.sweep_orphans({job_id: status}) == 3 - len(kept)
+    assert storage.sweep_orphans({job_id: needed}) == 3 - len(kept)
     assert {name.partition("/")[0] for name in files(storage)} == kept
 
 
@@ -185,6 +183,17 @@ def test_sweep_leaves_an_unknown_upload_alone_until_it_is_old(storage: LocalStor
     make_old(storage.upload_dir(job_id))
     assert storage.sweep_orphans({}) == 1
     assert storage.job_ids() == set()
+
+
+def test_scratch_of_jobs_that_are_over_is_swept_by_itself(storage: LocalStorage) -> None:
+    running, ended, unknown = new_job_id(), new_job_id(), new_job_id()
+    for job_id in (running, ended, unknown):
+        (storage.begin_result(job_id, 1) / "half").touch()
+    publish(storage, ended, attempt=2)
+    (storage.begin_result(ended, 3) / "half").touch()
+    assert storage.scratch_ids() == {running, ended, unknown}
+    storage.sweep_scratch({running: FilesNeeded.ALL, ended: FilesNeeded.RESULT})
+    assert files(storage) == {f"scratch/{running}/1/result/half", f"results/{ended}/masks/liver.nii.gz"}
 
 
 def test_full_disk_is_a_typed_error_without_a_path(storage: LocalStorage) -> None:

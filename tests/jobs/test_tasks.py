@@ -1,12 +1,14 @@
 """One job in this process: what is written, what is left, and what a worker that lost its lease must not do."""
 
 import contextlib
+import errno
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -31,6 +33,10 @@ def context(system: JobSystem) -> WorkContext:
         owner="ann",
         lease_seconds=30.0,
         settings=system.settings,
+        time_limit_seconds=3600.0,
+        keep_results_for=timedelta(days=1),
+        storage_pauses=(),
+        kill_process=lambda: pytest.fail("the work did not hear that it was to stop"),
     )
 
 
@@ -142,7 +148,7 @@ def test_job_without_its_upload_fails(context: WorkContext) -> None:
     run_job(context, job_id)
     error = context.store.get(job_id).error
     assert error is not None
-    assert error.code == "storage-unavailable"
+    assert error.code == "upload-gone"
 
 
 def test_message_that_comes_twice_runs_once(context: WorkContext, system: JobSystem) -> None:
@@ -286,6 +292,77 @@ def test_disk_that_fails_in_the_clean_up_does_not_fail_the_job(
 
     monkeypatch.setattr(LocalStorage, "delete_upload", fail)
     assert run(context, lambda _: None).status is JobStatus.SUCCEEDED
+
+
+def test_job_says_how_long_each_stage_took_and_when_its_result_expires(context: WorkContext) -> None:
+    job = run(context, lambda progress: (progress(Stage.READING, 0.0), time.sleep(0.02), progress(Stage.WRITING, 1.0)))
+    assert list(job.stage_seconds) == ["reading", "writing"]
+    assert job.stage_seconds["reading"] >= 0.02
+    assert job.finished_at is not None
+    assert job.expires_at is not None
+    assert abs(job.expires_at - job.finished_at - timedelta(days=1)) < timedelta(seconds=5)
+
+
+def finished(context: WorkContext, **fields: Any) -> Job:
+    job_id = submit(context.store, context.storage, **fields).id
+    run_job(context, job_id)
+    return context.store.get(job_id)
+
+
+def test_equal_job_takes_the_stored_result_which_outlives_the_first(context: WorkContext, system: JobSystem) -> None:
+    first = finished(context, result_key="k")
+    second = finished(context, result_key="k")
+    third = finished(context, result_key="k")
+    assert system.starts(second.id) == system.starts(third.id) == []
+    assert (second.status, second.notices) == (JobStatus.SUCCEEDED, first.notices)
+    assert second.reused_from == third.reused_from == first.id
+    context.store.delete(first.id)
+    context.storage.delete_job(first.id)
+    assert context.storage.artifact_path(second.id, "masks/liver.nii.gz").read_bytes().startswith(b"by ")
+    assert system.files() == sorted(
+        f"results/{job.id}/{name}" for job in (second, third) for name in ("half.nii.gz", "masks/liver.nii.gz")
+    )
+
+
+def test_result_is_not_reused_across_tenants_or_settings_or_against_the_callers_wish(
+    context: WorkContext, system: JobSystem
+) -> None:
+    finished(context, result_key="k")
+    others: list[dict[str, Any]] = [{"result_key": "k", "tenant": "oncology"}, {"result_key": "other"}]
+    others += [{"result_key": "k", "reuse": False}, {}]
+    for fields in others:
+        job = finished(context, **fields)
+        assert (job.status, job.reused_from, len(system.starts(job.id))) == (JobStatus.SUCCEEDED, None, 1)
+
+
+def test_expired_or_vanished_result_is_not_reused(context: WorkContext, system: JobSystem) -> None:
+    first = finished(context, result_key="k")
+    context.storage.delete_result(first.id)
+    second = finished(context, result_key="k")
+    assert (second.reused_from, len(system.starts(second.id))) == (None, 1)
+    context.store.expire_results(datetime.now(UTC) + timedelta(days=2))
+    third = finished(context, result_key="k")
+    assert (third.reused_from, len(system.starts(third.id))) == (None, 1)
+
+
+def test_full_disk_is_waited_for_and_the_job_begins_again(context: WorkContext) -> None:
+    tries = []
+
+    def work(_: Progress) -> None:
+        tries.append(True)
+        if len(tries) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    job = run(replace(context, storage_pauses=(0.0, 0.0)), work)
+    assert (job.status, job.attempts, len(tries)) == (JobStatus.SUCCEEDED, 1, 3)
+
+
+def test_cancel_is_heard_while_a_full_disk_is_waited_for(context: WorkContext) -> None:
+    def work(_: Progress) -> None:
+        context.store.cancel(context.store.list()[0].id)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert run(replace(context, storage_pauses=(60.0,)), work).status is JobStatus.CANCELED
 
 
 def test_worker_says_what_state_it_is_in(system: JobSystem) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from service.jobs.job import JobError
+from service.jobs.job import JobError, Priority
+from service.jobs.keys import ALL_SCOPES, KeyStore, Scope
 from service.jobs.store import JobStore
 from service.main import create_app
 from service.settings import Settings
@@ -72,6 +73,8 @@ class Api:
     store: JobStore
     storage: LocalStorage
     settings: Settings
+    keys: KeyStore
+    key: str
     dispatched: list[str] = field(default_factory=list)
 
     def submit(self, content: bytes = b"scan", name: str = "ct.nii.gz", **fields: str) -> dict[str, Any]:
@@ -102,6 +105,15 @@ class Api:
         self.storage.publish_result(job_id, job.attempts)
         assert self.store.succeed(job_id, OWNER, [{"code": "anisotropic", "message": "Thick slices."}])
 
+    def client_with(self, key: str | None) -> httpx.Client:
+        """A client with another key, or with none."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.client.base_url, headers=headers, timeout=20.0)
+
+    def client_of(self, tenant: str, *scopes: Scope, **limits: int) -> httpx.Client:
+        """A client with a new key of that tenant."""
+        return self.client_with(self.keys.create(name="test", tenant=tenant, scopes=scopes or ALL_SCOPES, **limits)[1])
+
     def fail(self, job_id: str) -> None:
         """End a queued job as a worker would that found no CT in it."""
         assert self.store.claim(job_id, OWNER, 30.0) is not None
@@ -115,23 +127,26 @@ class Api:
 
 
 @contextmanager
-def running_api(folder: Path, **settings: Any) -> Iterator[Api]:
+def running_api(folder: Path, storage: LocalStorage | None = None, **settings: Any) -> Iterator[Api]:
     """The API behind a real socket of this process, over files below `folder`."""
     models = folder / "models"
     if not models.exists():
         write_model(models)
     chosen = Settings(data_dir=folder / "data", bundles_dir=[models], **settings)
     store = JobStore(chosen.database_url)
-    storage = LocalStorage(chosen.data_dir)
+    storage = storage or LocalStorage(chosen.data_dir)
     dispatched: list[str] = []
 
-    def dispatch(job_id: str) -> bool:
+    def dispatch(job_id: str, _priority: Priority) -> bool:
         dispatched.append(job_id)
         return True
 
+    keys = KeyStore(store.engine)
+    key = keys.create(name="test")[1]
     app = create_app(chosen, store, storage, dispatch)
+    authorization = {"Authorization": f"Bearer {key}"}
     try:
-        with live_server(app) as url, httpx.Client(base_url=url, timeout=20.0) as client:
-            yield Api(app, client, store, storage, chosen, dispatched)
+        with live_server(app) as url, httpx.Client(base_url=url, headers=authorization, timeout=20.0) as client:
+            yield Api(app, client, store, storage, chosen, keys, key, dispatched)
     finally:
         store.close()

@@ -2,6 +2,7 @@
 
 quick            writes one artifact
 slow:<seconds>   the same after so many seconds, with progress every 10 ms
+deaf:<seconds>   the same without progress, as in one long call of native code
 poison           kills its process, as a crash in native code would
 bad-input        raises a typed error
 broken           raises what nobody expected
@@ -57,6 +58,9 @@ class FakeSegmenter:
             while (passed := time.monotonic() - begin) < float(seconds):
                 progress(Stage.INFERENCE, passed / float(seconds))
                 time.sleep(0.01)
+        elif kind == "deaf":
+            progress(Stage.INFERENCE, 0.5)
+            time.sleep(float(seconds))
         elif kind == "poison":
             os.kill(os.getpid(), signal.SIGKILL)
         elif kind == "bad-input":

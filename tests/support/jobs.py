@@ -7,8 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from service.jobs.job import Job, new_job_id
+import pytest
+
+from service.jobs.job import Job, NewJob, new_job_id
 from service.jobs.queue import JobQueue
 from service.jobs.store import JobStore
 from service.request import SegmentationRequest
@@ -20,6 +23,10 @@ from tests.support import fake_segmenter
 
 REPOSITORY = Path(__file__).parents[2]
 
+embedded_only = pytest.mark.parametrize("backends", ["embedded"], indirect=True)
+"""Of a test about the embedded queue itself; others run on Redis and PostgreSQL, too."""
+servers_only = pytest.mark.parametrize("backends", ["servers"], indirect=True)
+
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0, what: str = "the condition") -> None:
     """Return as soon as the condition holds; fail the test when it does not in time."""
@@ -29,12 +36,12 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0, what: str =
         time.sleep(0.02)
 
 
-def submit(store: JobStore, storage: LocalStorage, model: str = "quick") -> Job:
+def submit(store: JobStore, storage: LocalStorage, model: str = "quick", **fields: Any) -> Job:
     """A stored upload and its queued job, as the API makes them; not yet dispatched."""
     job_id = new_job_id()
     with storage.open_upload(job_id, "00000.nii.gz") as file:
         file.write(b"voxels")
-    return store.create(job_id=job_id, model=model, request=SegmentationRequest(), upload_bytes=6, upload_files=1)
+    return store.create(NewJob(job_id, model, SegmentationRequest(), upload_bytes=6, upload_files=1, **fields))
 
 
 @dataclass
@@ -67,11 +74,11 @@ class JobSystem:
         self.sweeping = True
         self.sweeper.start()
 
-    def submit(self, model: str = "quick") -> str:
+    def submit(self, model: str = "quick", **fields: Any) -> str:
         """Submit and dispatch a job; returns its id."""
-        job_id = submit(self.store, self.storage, model).id
-        self.queue.dispatch(job_id)
-        return job_id
+        job = submit(self.store, self.storage, model, **fields)
+        self.queue.dispatch(job.id, job.priority)
+        return job.id
 
     def wait_for_end(self, job_id: str, seconds: float = 60.0) -> Job:
         """The job once it has ended."""

@@ -69,9 +69,10 @@ class Orthanc:
         for path in files:
             self.http.post("/instances", content=path.read_bytes()).raise_for_status()
 
-    def register(self, name: str, *, dicomweb: str) -> None:
-        """Make a DICOMweb server known to it."""
-        self.http.put(f"/dicom-web/servers/{name}", json={"Url": dicomweb}).raise_for_status()
+    def register(self, name: str, *, dicomweb: str, key: str) -> None:
+        """Make a DICOMweb server known to it, with an API key."""
+        server = {"Url": dicomweb, "HttpHeaders": {"Authorization": f"Bearer {key}"}}
+        self.http.put(f"/dicom-web/servers/{name}", json=server).raise_for_status()
 
     def instances(self) -> list[str]:
         """Its own ids of all instances."""

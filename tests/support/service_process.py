@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from service.cli.local_key import read_local_key
 from service.client import Viscera
 
 START_SECONDS = 90.0
@@ -23,7 +24,7 @@ def running_service(data_dir: Path, **settings: str) -> Iterator[tuple[Viscera, 
     with (data_dir / "service.log").open("a") as log:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
-        with Viscera(_address(process)) as viscera:
+        with Viscera(_address(process), api_key=read_local_key(data_dir)) as viscera:
             yield viscera, process
     finally:
         process.terminate()

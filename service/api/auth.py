@@ -1,0 +1,154 @@
+"""Who may pass: every route but the few of `OPEN_PATHS` stands behind `needs(scope)`.
+
+    router = APIRouter(prefix="/v1/things", dependencies=[needs(Scope.READ)])
+
+    @router.post("", dependencies=[needs(Scope.SUBMIT)])
+    def make_thing(caller: CallerDep, services: ServicesDep) -> Thing: ...
+
+A test holds every route of the application against that list.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from structlog.contextvars import bind_contextvars
+
+from service.api.caller import ANYONE, Caller
+from service.api.dependencies import services_of
+from service.api.problems import problems
+from service.api.tokens import TokenVerifier
+from service.errors import (
+    IdentityProviderUnavailable,
+    InsufficientScope,
+    QuotaExceeded,
+    RateLimited,
+    StorageUnavailable,
+    Unauthenticated,
+)
+from service.jobs.keys import PREFIX, KeyStore, Scope
+from service.settings import Settings
+
+#: What a stranger may see: health for load balancers, the page, and the explanations of problems.
+OPEN_PATHS = frozenset({"/", "/web/{name}", "/problems/{code}", "/health/live", "/health/ready", "/openapi.json"})
+AUTH_PROBLEMS = problems(
+    Unauthenticated, InsufficientScope, RateLimited, StorageUnavailable, IdentityProviderUnavailable
+)
+QUOTA_RETRY_SECONDS = 30
+
+_bearer = HTTPBearer(
+    auto_error=False, description="An API key (`viscera keys create`), or a JWT of the settings' issuer."
+)
+
+
+class RateLimiter:
+    """Counts the requests of each key in the minute at hand; one process counts for itself."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._minute = -1
+        self._counts: dict[str, int] = {}
+
+    def count(self, key_id: str, limit: int) -> None:
+        """Count one request.
+
+        Raises:
+            RateLimited: it is one too many for this minute.
+        """
+        now = self._clock()
+        with self._lock:
+            if self._minute != int(now // 60):
+                self._minute, self._counts = int(now // 60), {}
+            self._counts[key_id] = self._counts.get(key_id, 0) + 1
+            if self._counts[key_id] <= limit:
+                return
+        left = max(1, math.ceil(60 - now % 60))
+        raise RateLimited(f"This key may make {limit} requests in a minute; go on in {left} seconds.", left)
+
+
+class Gate:
+    """Recognizes callers."""
+
+    def __init__(self, settings: Settings, keys: KeyStore) -> None:
+        self._open = settings.auth == "none"
+        self._keys = keys
+        self._tokens = TokenVerifier(settings) if settings.oidc_issuer else None
+        self._limiter = RateLimiter()
+
+    def admit(self, credentials: HTTPAuthorizationCredentials | None) -> Caller:
+        """The caller who holds the credentials.
+
+        Raises:
+            Unauthenticated: nobody does.
+            RateLimited: too often.
+            StorageUnavailable, IdentityProviderUnavailable: nobody can tell at the moment.
+        """
+        if self._open:
+            return ANYONE
+        if credentials is None:
+            raise Unauthenticated("Send an API key in the header `Authorization: Bearer <key>`.")
+        caller = self._recognize(credentials.credentials)
+        if caller.key_id is not None and caller.rate_limit is not None:
+            self._limiter.count(caller.key_id, caller.rate_limit)
+        return caller
+
+    def _recognize(self, text: str) -> Caller:
+        if self._tokens is not None and not text.startswith(f"{PREFIX}_"):
+            return self._tokens.caller_of(text)
+        return Caller.of_key(self._keys.authenticate(text))
+
+
+async def caller_of(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+) -> Caller:
+    """The caller of this request; recognized once for it."""
+    gate = request.app.state.gate
+    assert isinstance(gate, Gate)
+    caller = await to_thread.run_sync(gate.admit, credentials)
+    bind_contextvars(tenant=caller.tenant, key_id=caller.key_id)
+    return caller
+
+
+CallerDep = Annotated[Caller, Depends(caller_of)]
+
+
+def needs(scope: Scope) -> Any:  # noqa: ANN401 - FastAPI's own marker
+    """The dependency of a router or route that only callers with this scope may use."""
+
+    async def allow(caller: CallerDep) -> None:
+        _require(caller, scope)
+
+    return Depends(allow)
+
+
+async def admit_to_metrics(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+) -> None:
+    """Let callers with the scope `admin` see the metrics, or everyone where the settings say so."""
+    if not (await services_of(request)).settings.metrics_public:
+        _require(await caller_of(request, credentials), Scope.ADMIN)
+
+
+def _require(caller: Caller, scope: Scope) -> None:
+    if scope not in caller.scopes:
+        raise InsufficientScope(f"This needs the scope {scope.value!r}, which the key does not have.")
+
+
+def check_quota(caller: Caller, keys: KeyStore) -> None:
+    """Let a caller submit one more job.
+
+    Raises:
+        QuotaExceeded: its key has as many unfinished jobs as it may.
+    """
+    if caller.quota is None or caller.key_id is None:
+        return
+    if keys.unfinished_jobs(caller.key_id) >= caller.quota:
+        raise QuotaExceeded(
+            f"This key may have {caller.quota} unfinished jobs; wait until one has ended.", QUOTA_RETRY_SECONDS
+        )
