@@ -9,7 +9,7 @@ TEXT_EMBEDDINGS ?=
 SOURCES := pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow check check-static audit format openapi bench bench-reading chaos fuzz train-default clean
+.PHONY: help demo serve web page-picture test test-slow check check-static audit format openapi bench bench-reading bench-api chaos fuzz train-default clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -29,7 +29,19 @@ demo: $(VENV)/.run ## start a service, send it a study (STUDY=path; a phantom ot
 	  rm -rf $(OUT)/phantom && $(BIN)/viscera-train phantom --dicom --seed $(SEED) --spacing 1 1 3 --out $(OUT)/phantom; fi
 	@$(BIN)/viscera demo "$(if $(STUDY),$(STUDY),$(OUT)/phantom)" --out $(OUT)/result
 
+WEB := service/web
+
+web: $(WEB)/built/index.html ## build the page; needs node 20 or later and npm
+
+$(WEB)/built/index.html: $(wildcard $(WEB)/src/*) $(WEB)/build.mjs $(WEB)/package-lock.json openapi.yaml
+	npm --prefix $(WEB) ci --no-audit --no-fund
+	npm --prefix $(WEB) run build
+
+page-picture: $(VENV)/.dev web ## draw docs/page.png from a phantom; needs Chromium
+	$(BIN)/python -m docs.draw_page
+
 serve: $(VENV)/.run ## start the service at http://127.0.0.1:8000
+	@command -v npm > /dev/null && $(MAKE) --no-print-directory web || echo "The page was not built; a plain one is served."
 	@$(BIN)/viscera serve
 
 # Two processes: training forks its loaders, and one full of the threads of inference engines is no place to fork from.
@@ -63,6 +75,9 @@ bench: $(VENV)/.dev ## side by side with the published way (STUDY=path; a phanto
 	@if [ -z "$(STUDY)" ]; then $(BIN)/viscera-train phantom --seed $(SEED) --spacing 1 1 3 --out $(OUT)/bench; fi
 	$(BIN)/python -m benchmarks.pipeline "$(if $(STUDY),$(STUDY),$(OUT)/bench/ct.nii.gz)"
 	$(BIN)/python -m benchmarks.window
+
+bench-api: $(VENV)/.dev ## from POST to task start, and polls per second, on an otherwise idle machine
+	$(BIN)/python -m benchmarks.api
 
 bench-reading: $(VENV)/.dev ## seconds to read 400 DICOM slices, uncompressed and lossless JPEG
 	$(BIN)/python -m benchmarks.reading

@@ -36,6 +36,7 @@ class Output(StrEnum):
     LABEL_MAP = "label_map"  #: segmentation.nii.gz
     MASKS = "masks"  #: a NIfTI mask for each label
     OVERVIEW = "overview"  #: overview.png
+    PREVIEW = "preview"  #: scan and label map on a coarse grid, which the page shows
     CSV = "csv"  #: findings.csv
     SEG = "seg"  #: DICOM Segmentation objects
     SR = "sr"  #: a DICOM measurement report; it refers to the segments and brings `seg` with it
@@ -97,8 +98,8 @@ class SegmentationRequest(BaseModel):
         default=None,
         min_length=1,
         description=(
-            "Which files to write beside findings.json: `label_map`, `masks`, `overview`, `csv` and, for DICOM input, "
-            "`seg`, `sr` (brings `seg` with it) and `rtstruct`; all but `rtstruct` when absent."
+            "Which files to write beside findings.json: `label_map`, `masks`, `overview`, `preview`, `csv` and, for "
+            "DICOM input, `seg`, `sr` (brings `seg` with it) and `rtstruct`; all but `rtstruct` when absent."
         ),
         examples=[["seg", "sr", "rtstruct"]],
     )

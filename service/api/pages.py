@@ -1,10 +1,11 @@
-"""What people read in a browser: the upload page, and the explanation of each kind of problem."""
+"""What people read in a browser: the page, and the explanation of each kind of problem."""
 
+import re
 from html import escape
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.exceptions import HTTPException
@@ -12,24 +13,41 @@ from starlette.exceptions import HTTPException
 from service.api.problems import problem_kinds
 
 WEB_FOLDER = Path(__file__).parent.parent / "web"
-# The only files served from there, with their media types.
-WEB_FILES = {"app.js": "text/javascript", "app.css": "text/css", "icon.svg": "image/svg+xml"}
+MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".txt": "text/plain"}
+# The bundler names a chunk by its content, so a browser may keep it for good.
+_NAMED_BY_CONTENT = re.compile(r".+-[A-Z0-9]{8}\.js")
 
 router = APIRouter(include_in_schema=False)
 
 
+def page_folder() -> Path:
+    """The page that `make web` has built; the plain one where it has not."""
+    built = WEB_FOLDER / "built"
+    return built if (built / "index.html").is_file() else WEB_FOLDER / "plain"
+
+
 @router.get("/")
 def get_page() -> Response:
-    """The page: upload a study, watch the job, read its findings."""
-    return FileResponse(WEB_FOLDER / "index.html", media_type="text/html")
+    """The page: upload studies, watch the jobs, look at what was found."""
+    return FileResponse(page_folder() / "index.html", media_type="text/html", headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/web/{name}")
-def get_web_file(name: str) -> Response:
-    """Script, style and icon of the page."""
-    if name not in WEB_FILES:
+def get_web_file(name: str, accept_encoding: Annotated[str, Header()] = "") -> Response:
+    """Script, style and icon of the page; compressed for whoever takes it so."""
+    files = {path.name: path for path in page_folder().iterdir()}
+    media_type = MEDIA_TYPES.get(Path(name).suffix)
+    if media_type is None or name not in files:
         raise HTTPException(404)
-    return FileResponse(WEB_FOLDER / name, media_type=WEB_FILES[name])
+    forever = _NAMED_BY_CONTENT.fullmatch(name) is not None
+    headers = {
+        "Cache-Control": "public, max-age=31536000, immutable" if forever else "no-cache",
+        "Vary": "Accept-Encoding",
+    }
+    compressed = files.get(f"{name}.gz")
+    if compressed is not None and "gzip" in accept_encoding:
+        return FileResponse(compressed, media_type=media_type, headers={**headers, "Content-Encoding": "gzip"})
+    return FileResponse(files[name], media_type=media_type, headers=headers)
 
 
 @router.get("/problems/{code}")

@@ -7,11 +7,11 @@ from datetime import datetime
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from service.cli.console import ERR, OUT
 from service.cli.local_key import keep_local_key
-from service.jobs.keys import KeyStore, Scope
+from service.jobs.keys import ApiKey, KeyStore, Scope
 from service.settings import Settings
 from service.telemetry import configure_logging
 
@@ -38,7 +38,7 @@ def create_key(name: str, *, tenant: str, scopes: Sequence[str], rate_limit: int
 
 def list_keys() -> int:
     """Print the keys; 0."""
-    table = Table("Id", "Name", "Tenant", "Scopes", "Per minute", "Unfinished jobs", "Created", "Last used", "Revoked")
+    table = Table(Column("Id", no_wrap=True), "Name", "Tenant", "Scopes", "Limits", "Last used", "Revoked")
     with _keys(Settings()) as keys:
         for key in keys.list():
             table.add_row(
@@ -46,9 +46,9 @@ def list_keys() -> int:
                 escape(key.name),
                 escape(key.tenant),
                 ", ".join(scope for scope in Scope if scope in key.scopes),
-                "any" if key.rate_limit is None else str(key.rate_limit),
-                "any" if key.quota is None else str(key.quota),
-                *(_minute(time) for time in (key.created_at, key.last_used_at, key.revoked_at)),
+                _limits(key),
+                _minute(key.last_used_at),
+                _minute(key.revoked_at),
             )
     OUT.print(table)
     return 0
@@ -91,6 +91,12 @@ def _keys(settings: Settings) -> Iterator[KeyStore]:
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with closing(KeyStore.open(settings.database_url)) as keys:
         yield keys
+
+
+def _limits(key: ApiKey) -> str:
+    rate = None if key.rate_limit is None else f"{key.rate_limit} requests/min"
+    quota = None if key.quota is None else f"{key.quota} unfinished jobs"
+    return ", ".join(filter(None, (rate, quota))) or "-"
 
 
 def _minute(time: datetime | None) -> str:

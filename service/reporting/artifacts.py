@@ -5,6 +5,7 @@
     findings.json           all measurements
     findings.csv            the same organs and lesions as rows
     overview.png            three planes with coloured contours
+    preview/                scan and label map on a coarse grid: see `service.reporting.preview`
     dicom/                  DICOM objects, for DICOM input: see `service.reporting.dicom.files`
     artifacts.json          this list, with media type, size and SHA-256 of each
 
@@ -20,7 +21,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -31,9 +32,13 @@ from service.inference.masks import Masks
 from service.progress import Progress, Stage, no_progress
 from service.reporting.dicom.files import FOLDER as DICOM_FOLDER
 from service.reporting.dicom.files import Task, dicom_tasks
-from service.reporting.nifti import label_map_slabs, mask_header, mask_slabs, verify_nifti, write_nifti
+from service.reporting.nifti import label_map_slabs, mask_slabs, nifti_header, verify_nifti, write_nifti
 from service.reporting.outputs import NO_DICOM, OutputPlan
 from service.reporting.overview import draw_overview
+from service.reporting.preview import CT as PREVIEW_CT
+from service.reporting.preview import FOLDER as PREVIEW_FOLDER
+from service.reporting.preview import LABELS as PREVIEW_LABELS
+from service.reporting.preview import write_preview_ct, write_preview_labels
 from service.reporting.regions import Region, label_regions
 from service.reporting.schema import Artifact, Findings
 from service.reporting.table import write_table
@@ -118,6 +123,9 @@ def _tasks(out_dir: Path, volume: Volume, masks: Masks, findings: Findings, plan
         tasks.insert(0, ((SEGMENTATION,), lambda: _write_label_map(path, masks, regions, findings)))
     if Output.OVERVIEW in plan.wanted:
         tasks.append(((OVERVIEW,), lambda: draw_overview(volume, masks, findings).save(out_dir / OVERVIEW)))
+    if Output.PREVIEW in plan.wanted:
+        (out_dir / PREVIEW_FOLDER).mkdir(exist_ok=True)
+        tasks += _preview_tasks(out_dir, volume, masks, regions, findings)
     if Output.MASKS in plan.wanted:
         (out_dir / MASKS).mkdir(exist_ok=True)
         for region in regions:
@@ -129,7 +137,7 @@ def _tasks(out_dir: Path, volume: Volume, masks: Masks, findings: Findings, plan
 
 
 def _mask_task(path: Path, masks: Masks, region: Region) -> Callable[[], None]:
-    header = mask_header(masks.geometry, np.uint8, description=region.label.name)
+    header = nifti_header(masks.geometry, np.uint8, description=region.label.name)
 
     def write() -> None:
         write_nifti(path, header, mask_slabs(masks, region))
@@ -138,10 +146,26 @@ def _mask_task(path: Path, masks: Masks, region: Region) -> Callable[[], None]:
     return write
 
 
+def _preview_tasks(
+    out_dir: Path, volume: Volume, masks: Masks, regions: tuple[Region, ...], findings: Findings
+) -> list[Task]:
+    def write_labels() -> None:
+        write_preview_labels(out_dir / PREVIEW_LABELS, masks, paint_order(regions, findings), _label_map_dtype(masks))
+
+    return [
+        ((PREVIEW_CT,), lambda: write_preview_ct(out_dir / PREVIEW_CT, volume)),
+        ((PREVIEW_LABELS,), write_labels),
+    ]
+
+
+def _label_map_dtype(masks: Masks) -> type[np.unsignedinteger[Any]]:
+    return np.uint8 if max(label.index for label in masks.labels) <= 255 else np.uint16
+
+
 def _write_label_map(path: Path, masks: Masks, regions: tuple[Region, ...], findings: Findings) -> None:
-    dtype = np.uint8 if max(label.index for label in masks.labels) <= 255 else np.uint16
+    dtype = _label_map_dtype(masks)
     order = paint_order(regions, findings)
-    header = mask_header(masks.geometry, dtype, description="label map", labels=masks.labels)
+    header = nifti_header(masks.geometry, dtype, description="label map", labels=masks.labels)
     write_nifti(path, header, label_map_slabs(masks, order, dtype))
     verify_nifti(path, masks.geometry, label_map_slabs(masks, order, dtype))
 

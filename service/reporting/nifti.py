@@ -37,8 +37,8 @@ _SLICES_PER_SLAB: Final = 16  # one cache line of 32 labels where k is the faste
 _QFORM_TOLERANCE_MM: Final = 1e-3
 
 
-def mask_header(geometry: Geometry, dtype: DTypeLike, *, description: str, labels: Sequence[Label] = ()) -> Header:
-    """Header of a label image on the grid, with a label table when `labels` are given.
+def nifti_header(geometry: Geometry, dtype: DTypeLike, *, description: str, labels: Sequence[Label] = ()) -> Header:
+    """Header of an image on the grid, with a label table when `labels` are given.
 
     The sform is the affine in float32, as NIfTI-1 stores it: an affine that was read from a NIfTI comes back unchanged.
     The qform says the same; it cannot hold a shear, and is then marked unknown (code 0) rather than wrong.

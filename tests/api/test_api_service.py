@@ -2,12 +2,10 @@
 
 import re
 from html import unescape
-from pathlib import Path
 
 import pytest
 
 from service import errors
-from service.api.pages import WEB_FILES, WEB_FOLDER
 from service.api.problems import problem_kinds
 from service.jobs.job import WorkerState
 from tests.support.api import Api, running_api, write_model
@@ -134,27 +132,6 @@ def test_every_answer_carries_the_security_headers(api: Api):
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Referrer-Policy"] == "no-referrer"
         assert re.fullmatch("[0-9a-f]{16}", headers["X-Request-ID"])
-
-
-def test_the_page_says_its_limit_and_obeys_its_own_policy(api: Api):
-    page = api.client.get("/").text
-
-    assert "Research use only" in page
-    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=|\sstyle=|https?://", page)
-    for address in re.findall(r'(?:src|href)="(/web/[^"]+)"', page):
-        assert api.client.get(address).status_code == 200
-    served = {path.name for path in Path(WEB_FOLDER).iterdir()}
-    assert served == {*WEB_FILES, "index.html"}
-
-
-def test_the_script_uses_only_elements_that_the_page_has():
-    page = (WEB_FOLDER / "index.html").read_text()
-    script = (WEB_FOLDER / "app.js").read_text()
-
-    wanted = set(re.findall(r'\$\("([\w-]+)"\)', script))
-
-    assert wanted <= set(re.findall(r'id="([\w-]+)"', page))
-    assert "innerHTML" not in script
 
 
 def _unready(response) -> dict[str, str]:

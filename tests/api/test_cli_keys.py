@@ -38,7 +38,8 @@ def test_a_key_is_printed_once_alone_and_works(settings: Settings):
     keys.close()
     assert (key.tenant, key.name, key.rate_limit, key.quota) == ("radiology", "PACS [west]", 60, 5)
     assert key.scopes == {Scope.SUBMIT, Scope.READ}
-    assert "PACS [west]" in listed.output
+    for shown in (key.id, "PACS [west]", "radiology", "submit, read", "60 requests/min, 5 unfinished jobs"):
+        assert shown in listed.output
     assert text not in listed.output
     assert text.rpartition("_")[2] not in listed.output
 

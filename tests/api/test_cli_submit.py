@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -232,3 +233,65 @@ def test_hidden_files_are_no_part_of_a_study(tmp_path: Path):
         path.touch()
 
     assert study_files(tmp_path) == [tmp_path / "1.dcm", tmp_path / "sub" / "2.dcm"]
+
+
+def test_the_client_lists_submits_once_and_deletes(api: Api, url: str, study: Path):
+    with Viscera(url) as viscera:
+        first = viscera.submit([study], priority="stat", batch_id="trial-7", reuse=False, idempotency_key="one")
+        again = viscera.submit([study], priority="stat", batch_id="trial-7", reuse=False, idempotency_key="one")
+        other = viscera.submit([study], time_limit_seconds=60)
+        page = viscera.jobs(limit=1)
+        older = viscera.jobs(status="queued", cursor=page["next_cursor"])
+        viscera.delete(other["id"])
+        left = viscera.jobs()
+
+    assert again["id"] == first["id"]
+    assert (first["priority"], first["batch_id"], other["time_limit_seconds"]) == ("stat", "trial-7", 60)
+    assert [job["id"] for job in page["jobs"] + older["jobs"]] == [other["id"], first["id"]]
+    assert [job["id"] for job in left["jobs"]] == [first["id"]]
+
+
+def test_the_client_polls_where_something_on_the_way_answers_at_once(api: Api, url: str):
+    """As behind a cache that takes the ETag off, and knows no waiting."""
+    job_id = api.submit()["id"]
+    asked: list[httpx.URL] = []
+
+    class Between(httpx.BaseTransport):
+        def __init__(self) -> None:
+            self.network = httpx.HTTPTransport()
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            asked.append(request.url)
+            if len(asked) == 3:
+                api.store.cancel(job_id)
+            response = self.network.handle_request(request)
+            response.headers["Retry-After"] = "0.01"
+            response.headers.pop("ETag", None)
+            return response
+
+        def close(self) -> None:
+            self.network.close()
+
+    with Viscera(url, transport=Between()) as viscera:
+        assert viscera.wait(job_id)["status"] == "canceled"
+    assert len(asked) == 3
+    assert not any("wait" in address.params for address in asked)
+
+
+def test_the_client_asks_for_changes_and_not_again_and_again(api: Api, url: str):
+    job_id = api.submit()["id"]
+    asked: list[httpx.URL] = []
+    threading.Timer(2.0, lambda: api.store.cancel(job_id)).start()
+    transport = httpx.HTTPTransport()
+
+    class Counting(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            asked.append(request.url)
+            return transport.handle_request(request)
+
+        def close(self) -> None:
+            transport.close()
+
+    with Viscera(url, transport=Counting()) as viscera:
+        assert viscera.wait(job_id)["status"] == "canceled"
+    assert [address.params.get("wait") for address in asked] == [None, "20"]

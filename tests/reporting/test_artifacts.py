@@ -15,7 +15,7 @@ from service.errors import JobCanceled, VerificationFailed
 from service.imaging.geometry import Geometry
 from service.reporting.artifacts import paint_order, write_artifacts
 from service.reporting.findings import measure
-from service.reporting.nifti import mask_header, mask_slabs, verify_nifti
+from service.reporting.nifti import mask_slabs, nifti_header, verify_nifti
 from service.reporting.regions import label_regions
 from service.reporting.schema import Findings
 from tests.support.reporting import LABELS, PROVENANCE, abdomen, box_mask, organ, scan
@@ -51,6 +51,8 @@ def test_every_file_is_listed_with_its_hash(result):
         "findings.csv",
         "findings.json",
         "overview.png",
+        "preview/ct.nii.gz",
+        "preview/labels.nii.gz",
         "segmentation.nii.gz",
         *(f"masks/{label.name}.nii.gz" for label in LABELS),
     }
@@ -168,7 +170,7 @@ def test_large_indices_need_two_bytes(tmp_path):
 def test_a_shear_is_kept_in_the_sform_and_not_faked_in_the_qform():
     sheared = np.eye(4)
     sheared[1, 2] = 0.25
-    header = mask_header(Geometry(SHAPE, sheared), np.uint8, description="x")
+    header = nifti_header(Geometry(SHAPE, sheared), np.uint8, description="x")
     np.testing.assert_array_equal(header.get_sform(), sheared)
     assert (header["sform_code"], header["qform_code"]) == (1, 0)
 

@@ -29,6 +29,8 @@ def test_without_a_choice_a_dicom_series_gets_all_but_the_structure_set(tmp_path
         "findings.csv",
         "findings.json",
         "overview.png",
+        "preview/ct.nii.gz",
+        "preview/labels.nii.gz",
         "segmentation.nii.gz",
     }
     assert names >= set(MASKS)
@@ -39,6 +41,7 @@ def test_without_a_choice_a_dicom_series_gets_all_but_the_structure_set(tmp_path
     [
         ((Output.LABEL_MAP,), {"segmentation.nii.gz"}),
         ((Output.CSV, Output.OVERVIEW), {"findings.csv", "overview.png"}),
+        ((Output.PREVIEW,), {"preview/ct.nii.gz", "preview/labels.nii.gz"}),
         ((Output.SEG,), {"dicom/seg-organs.dcm", "dicom/seg-lesions.dcm"}),
         ((Output.RTSTRUCT,), {"dicom/rtstruct.dcm"}),
     ],
@@ -56,7 +59,7 @@ def test_nifti_input_gets_no_dicom_and_no_warning_unless_asked_for(tmp_path):
     series = _nifti_series(tmp_path)
     plan = plan_outputs(SegmentationRequest(), series)
     assert (plan.source, plan.notices) == (None, ())
-    assert plan.wanted == {Output.LABEL_MAP, Output.MASKS, Output.OVERVIEW, Output.CSV}
+    assert plan.wanted == {Output.LABEL_MAP, Output.MASKS, Output.OVERVIEW, Output.PREVIEW, Output.CSV}
     with pytest.raises(OutputNotPossible, match="DICOM input only"):
         plan_outputs(SegmentationRequest(outputs=(Output.MASKS, Output.SEG)), series)
 
