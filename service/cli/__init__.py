@@ -105,11 +105,14 @@ def serve_command(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder for jobs and files; VISCERA_DATA_DIR otherwise.")
     ] = None,
+    api_only: Annotated[
+        bool, typer.Option("--api-only", help="Without worker and sweeper, where these run as services of their own.")
+    ] = False,
 ) -> int:
     """Start the service: API, a worker and the sweeper, with no other server needed."""
     from service.cli.serve import serve
 
-    return serve(host=host, port=port, data_dir=data_dir)
+    return serve(host=host, port=port, data_dir=data_dir, api_only=api_only)
 
 
 @app.command("worker")

@@ -25,6 +25,8 @@ def report(error: Exception) -> bool:
         line = f"{error.title}: {error.detail} ({error.code})"
     elif isinstance(error, UnreachableError):
         line = str(error)
+    elif isinstance(error, ModuleNotFoundError):
+        line = f"{error.name} is not installed; this command needs pip install 'viscera[cpu]' or 'viscera[gpu]'."
     elif isinstance(error, ValidationError):
         first = error.errors()[0]
         line = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))

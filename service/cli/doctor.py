@@ -86,9 +86,10 @@ def check_python() -> Iterator[Check]:
 
 
 def check_packages() -> Iterator[Check]:
-    """The packages that this one declares, without its extras."""
+    """The packages that this one declares, and those that a worker needs; without the other extras."""
     declared = importlib.metadata.requires(DISTRIBUTION) or []
-    names = [re.split(r"[^\w.\-]", line, maxsplit=1)[0] for line in declared if "extra ==" not in line]
+    needed = [line for line in declared if "extra ==" not in line or re.search(r"""extra == ['"]worker['"]""", line)]
+    names = [re.split(r"[^\w.\-]", line, maxsplit=1)[0] for line in needed]
     absent = [name for name in names if not _installed(name)]
     if absent:
         yield Check("packages", Verdict.MISSING, f"without {', '.join(absent)}", f"pip install {' '.join(absent)}")

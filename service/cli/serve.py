@@ -29,11 +29,12 @@ LONGEST_ANSWER_SECONDS = 10  # how long requests under way may go on after a sig
 log = structlog.get_logger(__name__)
 
 
-def serve(*, host: str | None, port: int | None, data_dir: Path | None) -> int:
+def serve(*, host: str | None, port: int | None, data_dir: Path | None, api_only: bool = False) -> int:
     """Serve until SIGINT or SIGTERM; the job at hand then has the settings' grace period. Returns the exit status.
 
     Args:
         host, port, data_dir: in place of the environment's.
+        api_only: workers and the sweeper run elsewhere.
 
     Raises:
         StorageUnavailable: the database or the data folder cannot be used.
@@ -52,12 +53,13 @@ def serve(*, host: str | None, port: int | None, data_dir: Path | None) -> int:
         store = opened.enter_context(closing(JobStore(settings.database_url)))
         queue = opened.enter_context(closing(JobQueue(settings, store)))
         storage = open_storage(settings.data_dir, settings.storage_url)
-        sweeper = Sweeper(settings, store, storage, queue)
-        sweeper.rebuild_queue()
-        worker = start_embedded_worker(settings)
-        opened.callback(worker.stop)
-        sweeper.start()
-        opened.callback(sweeper.stop)
+        if not api_only:
+            sweeper = Sweeper(settings, store, storage, queue)
+            sweeper.rebuild_queue()
+            worker = start_embedded_worker(settings)
+            opened.callback(worker.stop)
+            sweeper.start()
+            opened.callback(sweeper.stop)
         application = create_app(settings, store, storage, queue.dispatch)
         key = first_key(settings, KeyStore(store.engine))
         address = "http://{}:{}".format(*listening.getsockname()[:2])

@@ -3,11 +3,11 @@
 What must be there is decided where it is used, not here.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
@@ -61,13 +61,13 @@ def text(attributes: Attributes, keyword: str) -> str:
     return "\\".join(texts(attributes, keyword))
 
 
-def numbers(attributes: Attributes, keyword: str, count: int, largest: float = np.inf) -> tuple[float, ...] | None:
+def numbers(attributes: Attributes, keyword: str, count: int, largest: float = math.inf) -> tuple[float, ...] | None:
     """Exactly `count` finite numbers, none larger than `largest` either way; or None."""
     try:
         found = tuple(float(item) for item in texts(attributes, keyword))
     except (ValueError, OverflowError):
         return None
-    usable = len(found) == count and np.isfinite(found).all() and max(map(abs, found)) <= largest
+    usable = len(found) == count and all(map(math.isfinite, found)) and max(map(abs, found)) <= largest
     return found if usable else None
 
 

@@ -63,6 +63,7 @@ class DeliveryStore:
             .where(DELIVERIES.c.next_attempt_at <= now)
             .order_by(DELIVERIES.c.next_attempt_at)
             .limit(limit)
+            .with_for_update(skip_locked=True)  # PostgreSQL: leave to others what they are about to claim
         )
         # The condition stands outside once more: PostgreSQL looks at it again after waiting for another's update.
         claimed = (

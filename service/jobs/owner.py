@@ -27,6 +27,12 @@ def is_dead(owner: str) -> bool:
     return _start_ticks(int(pid)) != start
 
 
+def is_here(owner: str) -> bool:
+    """True only when it is certain that the process lives, on this machine and in this container."""
+    machine, pid, start = owner.rsplit(":", 2)
+    return machine == _machine() and _start_ticks(int(pid)) == start
+
+
 def _machine() -> str | None:
     """Boot id and pid namespace: together they say which processes can be seen; None where there is no /proc."""
     try:
