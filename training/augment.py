@@ -1,9 +1,11 @@
-"""From a label map to a training window, first half: all that is random about it, drawn as one small plan.
+"""From a case to a training window, first half: all that is random about it, drawn as one small plan.
 
 A plan says which case is seen, in what pose, and by what scanner; `training.rendering` makes images of plans, on any
-device. Nothing here flips left and right: side is part of the label.
+device. A phantom's HU are all drawn; a scan keeps its own, seen by a scanner that is a little worse or set otherwise.
+Nothing here flips left and right: side is part of the label.
 """
 
+from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +20,18 @@ from training.phantom.tissues import Tissue, draw_phase, sample_tissue_hu
 from training.store import Case
 
 ELASTIC_NODES = 6
+SCAN = -1  # in place of a phantom's seed
 _CODES = 256
 _LESION_CHANNELS = np.array([label.channel for label in LESIONS])
 
 Float32 = NDArray[np.float32]
+
+
+class Augmentation(StrEnum):
+    """How windows of scans are varied; those of phantoms always are as the phantoms' own."""
+
+    MODERN = "modern"  #: turned, scaled, bent, cut short, blurred, with noise, thick slices and other HU
+    PAPER = "paper"  #: the published one: a quarter turn in 10 % of windows, HU shifted in 20 %
 
 
 class WindowPlan(NamedTuple):
@@ -29,11 +39,11 @@ class WindowPlan(NamedTuple):
 
     World position of voxel v: `center` + `matrix` (v - middle of the window) + the smooth displacement that `elastic`
     has on 6 x 6 x 6 nodes, in voxels of the case. What lies beyond the case or outside the planes `scanned` is `air`.
-    `hu`, `texture_hu` and `fields` give each code of the case its meaning. `along_x`, `along_y` and `along_z` are the
-    scanner's point spread and slices, as linear maps along an axis.
+    `hu`, `texture_hu` and `fields` give each code of the case its meaning; a scan has its own HU instead of the first
+    two. `along_x`, `along_y` and `along_z` are the scanner's point spread and slices, as linear maps along an axis.
     """
 
-    seed: Tensor  #: int64 (): of the case
+    seed: Tensor  #: int64 (): of the phantom; `SCAN` for a scan
     center: Tensor  #: float32 (3,)
     matrix: Tensor  #: float32 (3,3)
     elastic: Tensor  #: float32 (3,6,6,6)
@@ -60,27 +70,35 @@ def draw_plan(
     *,
     around: tuple[float, float] = (0.4, 0.4),
     seed: int = 0,
+    augmentation: Augmentation = Augmentation.MODERN,
 ) -> WindowPlan:
     """A random window of `patch`^3 voxels of the case, in a random pose, as one random acquisition.
 
     `around` is how often the window lies around a lesion and how often around a voxel of any label, each as likely;
-    else it lies anywhere in the patient. `seed` is the name of the case, passed on.
+    else it lies anywhere in the patient. `seed` is the name of the case, passed on. `augmentation` is of scans.
     """
+    if case.hu is not None and augmentation is Augmentation.PAPER:
+        return _paper_plan(case, config, patch, around, rng)
     center = _draw_center(case, around, rng) + rng.uniform(-0.28, 0.28, 3) * patch
     matrix = _draw_matrix(rng)
     elastic = np.zeros((3, *[ELASTIC_NODES] * 3), np.float32)
     if rng.random() < 0.5:
         elastic = rng.normal(0.0, rng.uniform(0.5, 2.5), elastic.shape).astype(np.float32)
     scanned = _draw_scanned(patch, rng)
+    if case.hu is not None:
+        return _seen_again(case, config, (patch,) * 3, (center, matrix, elastic), scanned, rng)
     return _acquired(seed, case, config, (patch,) * 3, (center, matrix, elastic), scanned, rng)
 
 
 def plain_plan(
     case: Case, config: ModelConfig, shape: tuple[int, int, int], rng: np.random.Generator, *, seed: int = 0
 ) -> WindowPlan:
-    """The case as it lies, from its first voxel on and filled up with air to `shape`, as one random acquisition."""
+    """The case as it lies, from its first voxel on and filled up with air to `shape`: a phantom as one random
+    acquisition, a scan as it is."""
     center = (np.array(shape) - 1) / 2.0
     elastic = np.zeros((3, *[ELASTIC_NODES] * 3), np.float32)
+    if case.hu is not None:
+        return _scan_plan(case, shape, (center, np.eye(3), elastic), (0, shape[2]))
     return _acquired(seed, case, config, shape, (center, np.eye(3), elastic), (0, shape[2]), rng)
 
 
@@ -124,6 +142,84 @@ def _acquired(
         along_z=torch.from_numpy(along[2]),
         gain=torch.tensor(gain, dtype=torch.float32),
         offset_hu=torch.tensor(offset_hu, dtype=torch.float32),
+        supervised=torch.from_numpy((case.supervised >> np.arange(32) & 1).astype(np.bool_)),
+    )
+
+
+def _seen_again(
+    case: Case,
+    config: ModelConfig,
+    shape: tuple[int, int, int],
+    pose: tuple[NDArray[np.float64], NDArray[np.float64], Float32],
+    scanned: tuple[int, int],
+    rng: np.random.Generator,
+) -> WindowPlan:
+    """A scan in a pose, as often as not with more noise, a softer kernel, thicker slices, or other HU."""
+    along = [np.eye(size, dtype=np.float32) for size in shape]
+    sigma = 0.0
+    if rng.random() < 0.4:
+        sigma = max(LEAST_SIGMA, rng.uniform(0.3, 1.2) / config.spacing_mm[0])
+        along = [point_spread(size, sigma) for size in shape]
+    if rng.random() < 0.25:
+        along[2] = thick_slices(shape[2], float(rng.uniform(1.3, 2.7))) @ along[2]
+    noise_hu = rng.gamma(2.0, 4.0) if rng.random() < 0.4 else 0.0
+    gain, offset_hu = (rng.normal(1.0, 0.06), rng.normal(0.0, 12.0)) if rng.random() < 0.5 else (1.0, 0.0)
+    plan = _scan_plan(case, shape, pose, scanned)
+    return plan._replace(
+        noise_hu=torch.tensor(noise_hu / (noise_gain(sigma) ** 3 if sigma else 1.0), dtype=torch.float32),
+        noise_seed=torch.tensor(int(rng.integers(2**62))),
+        along_x=torch.from_numpy(along[0]),
+        along_y=torch.from_numpy(along[1]),
+        along_z=torch.from_numpy(along[2]),
+        gain=torch.tensor(gain, dtype=torch.float32),
+        offset_hu=torch.tensor(offset_hu, dtype=torch.float32),
+    )
+
+
+def _paper_plan(
+    case: Case, config: ModelConfig, patch: int, around: tuple[float, float], rng: np.random.Generator
+) -> WindowPlan:
+    """A window as the reference augments it: unturned around a voxel; quarter turns about z; HU shifted by up to a
+    tenth of the intensity range."""
+    # On the scan's own voxels: of a window with an even number of them the middle lies between two.
+    center = np.floor(_draw_center(case, around, rng)) + (0.5 if patch % 2 == 0 else 0.0)
+    matrix = np.eye(3)
+    if rng.random() < 0.1:
+        quarter = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+        matrix = np.linalg.matrix_power(quarter, int(rng.integers(1, 4)))
+    elastic = np.zeros((3, *[ELASTIC_NODES] * 3), np.float32)
+    plan = _scan_plan(case, (patch,) * 3, (center, matrix, elastic), (0, patch))
+    low, high = config.intensity_range_hu
+    shift = rng.uniform(-0.1, 0.1) * (high - low) if rng.random() < 0.2 else 0.0
+    return plan._replace(offset_hu=torch.tensor(shift, dtype=torch.float32))
+
+
+def _scan_plan(
+    case: Case,
+    shape: tuple[int, int, int],
+    pose: tuple[NDArray[np.float64], NDArray[np.float64], Float32],
+    scanned: tuple[int, int],
+) -> WindowPlan:
+    """A scan in a pose, its HU untouched."""
+    center, matrix, elastic = pose
+    along = [torch.eye(size) for size in shape]
+    return WindowPlan(
+        seed=torch.tensor(SCAN),
+        center=torch.tensor(center, dtype=torch.float32),
+        matrix=torch.tensor(matrix, dtype=torch.float32),
+        elastic=torch.from_numpy(elastic),
+        scanned=torch.tensor(scanned),
+        air=torch.tensor(_air(case)),
+        hu=torch.zeros(_CODES),
+        texture_hu=torch.zeros(_CODES),
+        fields=label_fields(case.labels),
+        noise_hu=torch.tensor(0.0),
+        noise_seed=torch.tensor(0),
+        along_x=along[0],
+        along_y=along[1],
+        along_z=along[2],
+        gain=torch.tensor(1.0),
+        offset_hu=torch.tensor(0.0),
         supervised=torch.from_numpy((case.supervised >> np.arange(32) & 1).astype(np.bool_)),
     )
 
@@ -175,6 +271,8 @@ def _draw_center(case: Case, around: tuple[float, float], rng: np.random.Generat
     choice = rng.random()
     lesion, label = around
     channels = np.unique(case.center_channel)
+    if not len(channels):  # a scan that shows none of what was annotated in it
+        choice = 1.0
     if choice < lesion:
         lesions = channels[np.isin(channels, _LESION_CHANNELS)]
         channels = lesions if len(lesions) else channels

@@ -9,17 +9,19 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
+from rich.table import Table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from training.evaluation.subjects import Subject
     from training.recipe import Recipe
     from training.text import TextProvenance
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Train, evaluate, make phantoms and text features.",
+    help="Bring datasets together, train, evaluate, make phantoms and text features.",
     pretty_exceptions_enable=False,
 )
 console = Console()
@@ -37,14 +39,69 @@ def train_command(
     start_from: Annotated[
         Path | None, typer.Option(help="Bundle of the same architecture whose weights to start from.")
     ] = None,
+    store: Annotated[Path | None, typer.Option(help="Store of `harmonize`, for a recipe that shows scans.")] = None,
 ) -> None:
-    """Train a model from its recipe, or go on where the run was interrupted; writes RUN/model.pt."""
+    """Train a model from its recipe, or go on where the run was interrupted; writes RUN/model.pt.
+
+    Several processes share each batch when started by `torchrun`.
+    """
     from training.recipe import read_recipe
     from training.train import RunFolder, train
 
     settings = read_recipe(recipe)
     embedding, text = _text_features(settings, text_embeddings)
-    console.print(f"Checkpoint: {train(settings, embedding, text, RunFolder(run), start_from=start_from)}")
+    console.print(f"Checkpoint: {train(settings, embedding, text, RunFolder(run), start_from=start_from, scans=store)}")
+
+
+@app.command("harmonize")
+def harmonize_command(
+    dataset: Annotated[Path, typer.Argument(help="Folder of the dataset as it was downloaded and unpacked.")],
+    described_as: Annotated[
+        str, typer.Option("--as", help="A dataset of the registry by name (see `datasets`), or a YAML file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Store to write into; several datasets share one.")],
+    recipe: Annotated[str, typer.Option(help="The recipe whose spacing and crop the store gets.")] = "paper_swin_unetr",
+    order: Annotated[
+        str | None, typer.Option(help="Label order, for a dataset that has several; volumes decide otherwise.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Cases at a time; one per core otherwise.")] = None,
+) -> None:
+    """Bring a labelled dataset into a store: oriented, resampled, labels by name, with a report. Resumable."""
+    from training.datasets.description import read_description
+    from training.datasets.harmonize import Grid, harmonize
+    from training.datasets.report import write_report
+    from training.recipe import read_recipe
+
+    description = read_description(described_as)
+    grid = Grid.of(read_recipe(recipe).model)
+    outcomes = harmonize(dataset, description, out, grid, order=order, processes=processes)
+    report, table = write_report(out, description, outcomes)
+    console.print(Markdown(report.read_text(encoding="utf-8")))
+    console.print(f"Report: {report} and {table}", soft_wrap=True)
+
+
+@app.command("datasets")
+def datasets_command(
+    store: Annotated[Path | None, typer.Argument(help="A store, to see what it holds and how it is split.")] = None,
+) -> None:
+    """List the datasets that are known, or the scans of a store by dataset and split."""
+    from training.assembly import Split, open_assembly
+    from training.datasets.description import known_datasets, read_description
+
+    table = Table()
+    if store is None:
+        for heading in ("name", "labelled cases", "labels", "licence"):
+            table.add_column(heading)
+        for name in known_datasets():
+            known = read_description(name)
+            table.add_row(name, str(known.labelled_cases), ", ".join(known.supervised_in("")), known.licence)
+    else:
+        assembly = open_assembly(store)
+        for heading in ("dataset", *(split.name.lower() for split in Split)):
+            table.add_column(heading)
+        for name in sorted({source.dataset for source in assembly.scans.values()}):
+            table.add_row(name, *(str(len(assembly.datasets(split).get(name, ()))) for split in Split))
+    console.print(table)
 
 
 @app.command("calibrate")
@@ -88,16 +145,74 @@ def calibrate_command(
 
 @app.command("evaluate")
 def evaluate_command(
-    out: Annotated[Path, typer.Option(help="Folder for the phantoms, the masks and evaluation.md.")],
+    out: Annotated[Path, typer.Option(help="Folder for the studies, the masks and evaluation.md.")],
     bundle: Annotated[str | None, typer.Option(help="Bundle, by path or name; the default bundle if absent.")] = None,
-    scans: Annotated[int, typer.Option(min=1, help="How many phantoms.")] = 20,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint (.pt) instead of a bundle.")] = None,
+    scans: Annotated[
+        int | None, typer.Option(min=1, help="How many: 20 phantoms, or all of a dataset or store.")
+    ] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Evaluate on this downloaded dataset.")] = None,
+    described_as: Annotated[str | None, typer.Option("--as", help="Its name in the registry, or a YAML file.")] = None,
+    order: Annotated[str | None, typer.Option(help="Its label order, if it has several.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Evaluate on the scans of this store.")] = None,
+    split: Annotated[str, typer.Option(help="Of a store: test, validation, train or all.")] = "test",
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Scans scored at a time; one per core otherwise.")
+    ] = None,
 ) -> None:
-    """Dice per label, lesion sensitivity and false positives per scan, on phantoms never trained on."""
+    """Measure a model: on phantoms never trained on, on a downloaded dataset, or on the scans of a store."""
     from training.evaluate import evaluate, to_markdown
 
-    table = to_markdown(evaluate(out, bundle=bundle, scans=scans))
-    (out / "evaluation.md").write_text(table, encoding="utf-8")
-    console.print(Markdown(table))
+    if bundle is not None and checkpoint is not None:
+        raise ValueError("Give --bundle or --checkpoint, not both.")
+    if dataset is None and store is None:
+        from training.commands import export
+
+        if checkpoint is not None:
+            bundle = str(export(checkpoint, out / "bundle"))
+        table = to_markdown(evaluate(out, bundle=bundle, scans=scans or 20))
+        (out / "evaluation.md").write_text(table, encoding="utf-8")
+        console.print(Markdown(table))
+        return
+    from training.evaluation.run import evaluate_subjects
+
+    subjects, title = _subjects(dataset, described_as, order, store, split)
+    _, report = evaluate_subjects(subjects[:scans], out, weights=checkpoint or bundle, title=title, processes=processes)
+    console.print(Markdown(report.read_text(encoding="utf-8")))
+    console.print(f"Report: {report.with_suffix('.html')}", soft_wrap=True)
+
+
+@app.command("submit")
+def submit_command(
+    results: Annotated[Path, typer.Argument(help="Folder with results of `viscera segment`, one folder per study.")],
+    described_as: Annotated[str, typer.Option("--as", help="Dataset whose label values to write.")],
+    out: Annotated[Path, typer.Option(help="Folder for one label map per study.")],
+    order: Annotated[str | None, typer.Option(help="Its label order, if it has several.")] = None,
+) -> None:
+    """Write results as label maps with a dataset's own values, for its challenge."""
+    from training.datasets.description import read_description
+    from training.datasets.submission import write_submission
+
+    for path in write_submission(results, read_description(described_as), out, order=order):
+        console.print(f"{path}", soft_wrap=True)
+
+
+@app.command("pseudo-label")
+def pseudo_label_command(
+    store: Annotated[Path, typer.Argument(help="Store of `harmonize`; it stays as it is.")],
+    out: Annotated[Path, typer.Option(help="Store to write the scans with more labels into.")],
+    bundle: Annotated[str | None, typer.Option(help="Bundle, by path or name; the default bundle if absent.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint (.pt) instead of a bundle.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Which labels to fill in, by comma; all organs if absent.")] = None,
+) -> None:
+    """Let a model fill in the labels that were not annotated, in all scans but those of the test split."""
+    from training.pseudo import fill_in
+
+    if bundle is not None and checkpoint is not None:
+        raise ValueError("Give --bundle or --checkpoint, not both.")
+    wanted = None if labels is None else tuple(name.strip() for name in labels.split(","))
+    filled = fill_in(store, out, weights=checkpoint or bundle, labels=wanted)
+    console.print(f"{len(filled)} scans in {out}", soft_wrap=True)
 
 
 @app.command("phantom")
@@ -150,6 +265,27 @@ def embed_command(
     embedding, text = embed(open_encoder(encoder, weights), prompts, source=source)
     write_text_embedding(out, embedding, text)
     console.print(f"{len(listed)} x {embedding.shape[1]} features of {text.encoder}: {escape(str(out))}")
+
+
+def _subjects(
+    dataset: Path | None, described_as: str | None, order: str | None, store: Path | None, split: str
+) -> "tuple[list[Subject], str]":
+    """The scans that the options name, and what they are."""
+    from training.assembly import Split
+    from training.datasets.description import read_description
+    from training.evaluation.subjects import subjects_of_dataset, subjects_of_store
+
+    if dataset is not None and store is not None:
+        raise ValueError("Give --dataset or --store, not both.")
+    if store is not None:
+        splits = {one.name.lower(): one for one in Split}
+        if split != "all" and split not in splits:
+            raise ValueError(f"No split {split!r}; known: {', '.join(splits)}, all.")
+        return subjects_of_store(store, splits.get(split)), f"Evaluation on the store {store.name}, {split} scans"
+    if dataset is None or described_as is None:
+        raise ValueError("--dataset needs --as: a dataset of the registry or a YAML file.")
+    description = read_description(described_as)
+    return subjects_of_dataset(dataset, description, order=order), f"Evaluation on {description.title}"
 
 
 def _text_features(settings: "Recipe", path: Path | None) -> "tuple[Tensor, TextProvenance]":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.labels import LABELS, LESIONS, ORGANS
+from training.parallel import sum_over_processes
 
 #: Channels from the least to the most specific: a vessel inside the liver is more specific than the liver, a lesion
 #: more than its host. The later one names the voxel.
@@ -51,5 +52,7 @@ def marginal_cross_entropy(class_logits: Tensor, classes: Tensor, supervised: Te
     # bincount, but without waiting for the device
     count = log_share.new_zeros(class_logits.shape[1])
     count.scatter_add_(0, truth.flatten(), log_share.new_ones(()).expand(truth.numel()))
-    weight = count.clamp(min=1.0).rsqrt()
-    return functional.nll_loss(log_share, truth, weight)
+    weight = sum_over_processes(count).clamp(min=1.0).rsqrt()
+    lost = functional.nll_loss(log_share, truth, weight, reduction="sum")
+    both: Tensor = sum_over_processes(torch.stack([lost, (count * weight).sum()]))
+    return both[0] / both[1]

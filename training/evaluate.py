@@ -5,9 +5,6 @@ scan's own grid. `training` does not import the service: it calls `viscera segme
 """
 
 import math
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +16,7 @@ from isal import igzip
 from numpy.typing import NDArray
 from rich.progress import track
 
+from training.commands import CommandError, segment
 from training.detection import LEAST_LESION_ML, Detections, count_detections, dice
 from training.labels import LABELS, LESIONS, ORGANS
 from training.phantom.phantom import draw_phantom
@@ -103,17 +101,10 @@ def _draw(folder: Path, seed: int) -> None:
 
 
 def _segment(folder: Path, seeds: range, bundle: str | None) -> None:
-    """One process for all scans, so that the model is loaded once."""
-    command = [str(Path(sys.executable).with_name("viscera")), "segment"]
-    command += [str(folder / "phantoms" / str(seed) / f"{seed}.nii.gz") for seed in seeds]
-    # With one study `--out` is its own folder, with several the parent of theirs.
-    command += ["--out", str(folder / "segmented" / str(seeds[0]) if len(seeds) == 1 else folder / "segmented")]
-    if bundle is not None:
-        command += ["--bundle", bundle]
     try:
-        subprocess.run(command, check=True, env=os.environ | {"COLUMNS": "160"}, stdout=subprocess.DEVNULL)  # noqa: S603
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise EvaluationError(f"`viscera segment` failed: {error}") from error
+        segment([folder / "phantoms" / str(seed) / f"{seed}.nii.gz" for seed in seeds], folder / "segmented", bundle)
+    except CommandError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def _score(truth_folder: Path, result_folder: Path) -> tuple[dict[str, float], dict[str, Detections]]:

@@ -3,7 +3,8 @@
 Paper section 3.3. Unlike the released code, labels weigh alike however many of them a case has, the Dice of a label is
 taken over the batch's supervised voxels as one set, and a label with no voxel in the batch has none (an empty Dice has
 no useful gradient). What is predicted of a label in a window without it can be charged by its volume instead: in the
-cross-entropy, a mean over all voxels, a false lesion costs next to nothing.
+cross-entropy, a mean over all voxels, a false lesion costs next to nothing. Where several processes share a batch, all
+these sums are over the whole batch.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from training.parallel import sum_over_processes
 
 SMOOTH = 1.0  # voxels, in numerator and denominator: a perfect prediction scores exactly 1
 
@@ -48,20 +51,22 @@ def masked_dice_bce(
     grid = tuple(range(2, logits.ndim))
     cross_entropy_BC = _weighted_cross_entropy(logits, target, rarity_exponent)
     say = torch.ones_like(weight[0]) if label_weight is None else label_weight
-    cross_entropy = _mean_over_labels((cross_entropy_BC * weight).sum(0), weight.sum(0), say)
-
     probability = torch.sigmoid(logits)
-    overlap = ((probability * target).sum(dim=grid) * weight).sum(0)
-    predicted = (probability.sum(dim=grid) * weight).sum(0)
-    present = (target.sum(dim=grid) * weight).sum(0)
+    volume, filled = probability.sum(dim=grid), target.sum(dim=grid)
+    parts = [cross_entropy_BC, torch.ones_like(weight), (probability * target).sum(dim=grid), volume, filled]
+    cross_entropy_C, count, overlap, predicted, present = sum_over_processes(
+        torch.stack([(part * weight).sum(0) for part in parts])
+    )
+    cross_entropy = _mean_over_labels(cross_entropy_C, count, say)
     dice_C = 1.0 - (2.0 * overlap + SMOOTH) / (predicted + present + SMOOTH)
     has_voxels = (present > 0).to(logits.dtype)
     dice = _mean_over_labels(dice_C * has_voxels, has_voxels, say)
     false_volume = torch.zeros_like(dice)
     if half_cost_voxels is not None:
-        volume = probability.sum(dim=grid)
-        absent = weight * (target.sum(dim=grid) == 0)
-        false_volume = (volume / (volume + half_cost_voxels) * absent).sum() / absent.sum().clamp(min=1.0)
+        absent = weight * (filled == 0)
+        charged = (volume / (volume + half_cost_voxels) * absent).sum()
+        charged, pairs = sum_over_processes(torch.stack([charged, absent.sum()]))
+        false_volume = charged / pairs.clamp(min=1.0)
     return MaskedLoss(dice + cross_entropy + false_volume, dice, cross_entropy, false_volume)
 
 

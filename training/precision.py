@@ -5,13 +5,14 @@ from contextlib import AbstractContextManager
 import torch
 
 
-def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast to bfloat16 where the processor computes in it, else to nothing.
+def mixed_precision(device: torch.device, *, wanted: bool = True) -> AbstractContextManager[object]:
+    """Autocast to bfloat16 where it is wanted and the processor computes in it, else to nothing.
 
     On a CPU without bfloat16 arithmetic the convolutions' emulation takes 40 times as long as float32 (measured on AVX2
     with torch 2.13).
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu" or _cpu_has_bfloat16())
+    enabled = wanted and (device.type != "cpu" or _cpu_has_bfloat16())
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def _cpu_has_bfloat16() -> bool:

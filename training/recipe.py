@@ -2,9 +2,20 @@
 
 import tomllib
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
+from training.augment import Augmentation
 from training.config import ModelConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -21,15 +32,18 @@ class Recipe(BaseModel):
 
     `whiten_text` centres the text embeddings and makes them orthogonal (`text.whiten`) before anything else.
     `batch_size` counts windows of `patch`^3 voxels of the model grid. The learning rate rises linearly over
-    `warmup_steps`, then falls as a cosine to zero at `steps`. `ema_decay` is per step. The text branch and the
-    controller learn at `head_learning_rate_factor` times the rate: one step of theirs moves all heads at once.
+    `warmup_steps`, then falls as a cosine to zero at `steps`. `ema_decay` is per step; no `gradient_clip` clips none.
+    The text branch and the controller learn at `head_learning_rate_factor` times the rate: one step of theirs moves
+    all heads at once.
     `organ_rarity_exponent`, `lesion_rarity_exponent` (`losses.masked_dice_bce`) and the weight `deep_supervision`
     (`deep_supervision.py`) are scaffolds: they fall linearly to zero at the share `scaffold_share` of the steps.
     Over the first `classifier_warmup` steps the classifier of the deep supervision learns without moving the network,
     so that it does not harm one that starts from a bundle.
     `lesion_weight` is the say of a lesion in the loss's means, an organ's being 1; `half_cost_voxels` is of the loss
     too. Of the windows a share `lesion_windows` lies around a lesion, a share
-    `label_windows` around a voxel of any label, the rest anywhere in the patient. `start_logit_scale` is for a run that
+    `label_windows` around a voxel of any label, the rest anywhere in the patient. A share `scans` of them shows scans
+    of an assembly, every dataset as often as the others whatever its size, varied as `augmentation` says; the rest
+    shows phantoms. No `validation_samples`: no validation. `start_logit_scale` is for a run that
     starts from a bundle (`warm_start.start_from_bundle`), `fresh_labels` for one whose start has heads that died
     (`warm_start.renew_heads`). `loader_processes` render windows beside the training; None:
     by the machine (`samples.loader_processes`). Their number changes no sample.
@@ -37,7 +51,7 @@ class Recipe(BaseModel):
     beside it: window n is the same however fast they come (`open_seeds`). Of the planes along z, losses see every
     `loss_plane_stride`-th. `head_leak` is the slope below 0 of the generated heads' ReLU, a
     scaffold too: with none a head can end up with all its units off where it is wrong, and learn nothing there.
-    Validation goes without it.
+    Validation goes without it. `mixed_precision` computes in bfloat16 where the device can.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +66,7 @@ class Recipe(BaseModel):
     learning_rate: PositiveFloat
     weight_decay: float = Field(ge=0.0)
     warmup_steps: NonNegativeInt
-    gradient_clip: PositiveFloat
+    gradient_clip: PositiveFloat | None = None
     ema_decay: float = Field(ge=0.0, lt=1.0)
     head_learning_rate_factor: PositiveFloat = 1.0
     organ_rarity_exponent: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -67,15 +81,24 @@ class Recipe(BaseModel):
     start_logit_scale: PositiveFloat = 1.0
     fresh_labels: tuple[str, ...] = ()
     loss_plane_stride: PositiveInt = 3
+    mixed_precision: bool = True
     head_leak: float = Field(default=0.0, ge=0.0, lt=1.0)
-    phantoms: PositiveInt
+    scans: float = Field(default=0.0, ge=0.0, le=1.0)
+    augmentation: Augmentation = Augmentation.MODERN
+    phantoms: NonNegativeInt
     phantoms_at_start: PositiveInt | None = None
-    validation_phantoms: PositiveInt
-    validation_samples: PositiveInt
+    validation_phantoms: NonNegativeInt
+    validation_samples: NonNegativeInt
     validate_every: PositiveInt
     save_every: PositiveInt
     loader_processes: NonNegativeInt | None = None
     model: ModelConfig
+
+    @model_validator(mode="after")
+    def _phantoms_where_needed(self) -> Self:
+        if self.scans < 1.0 and not (self.phantoms and self.validation_phantoms):
+            raise ValueError("phantoms and validation_phantoms must be at least 1 where scans is below 1")
+        return self
 
     @property
     def training_seeds(self) -> range:

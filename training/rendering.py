@@ -1,6 +1,7 @@
-"""From a label map to a training window, second half: images and occupancies of plans, on the training's device.
+"""From a case to a training window, second half: images and occupancies of plans, on the training's device.
 
-On a GPU the cases stay in its memory, so that it waits for no loader: what travels at each step are plans, some kB.
+On a GPU the phantoms stay in its memory, so that it waits for no loader: what travels at each step are plans, some kB.
+Scans are more than it holds: loaders render their windows.
 
 Legend: B windows of X x Y x Z voxels; C labels; codes, plans: `training.store`, `training.augment`.
 """
@@ -10,12 +11,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from training.augment import ELASTIC_NODES, WindowPlan
 from training.config import ModelConfig
 
 Batch = tuple[Tensor, Tensor, Tensor]  # image (B,1,D,H,W) float32, occupancy (B,C,..) uint8 0..8, supervised (B,C) bool
 
+AIR_HU = -1000.0
 _TEXTURE_VOXELS = 3  # between the nodes of the slow texture
 _TEXTURE_GAIN = 1.8  # linear interpolation between nodes averages them: brings the deviation back to about 1
 
@@ -41,17 +44,31 @@ class CaseMemory:
 
 
 @torch.no_grad()
-def render(plans: WindowPlan, codes: Sequence[Tensor], config: ModelConfig) -> Batch:
-    """Windows of B plans, each of the case `codes[b]` (uint8), on the device that the codes lie on."""
+def render(
+    plans: WindowPlan,
+    codes: Sequence[Tensor],
+    config: ModelConfig,
+    *,
+    hu_of_scans: Sequence[Tensor | None] | None = None,
+    stride: int = 2,
+) -> Batch:
+    """Windows of B plans, each of the case `codes[b]` (uint8), on the device that the codes lie on.
+
+    `hu_of_scans[b]` int16 are the HU of a case that is a scan. Occupancies come at the stride of the network's
+    features.
+    """
     device = codes[0].device
     noise_seeds = plans.noise_seed.tolist()
     plans = WindowPlan(*(field.to(device, non_blocking=True) for field in plans))
-    seen = _look_up(plans, codes)
-    hu = _scan(plans, seen, noise_seeds)
+    positions = _positions(plans)
+    seen = _look_up(plans, positions, codes)
+    own_hu = None if hu_of_scans is None else _sample(plans, positions, hu_of_scans)
+    hu = _scan(plans, seen, noise_seeds, own_hu)
     low, high = config.intensity_range_hu
     out_low, out_high = config.output_range
     image = (hu.clamp_(low, high) - low) * ((out_high - out_low) / (high - low)) + out_low
-    return image[:, None], occupancy_at_stride_2(plans.fields, seen), plans.supervised
+    occupancy = occupancy_at_stride_2 if stride == 2 else occupancy_at_stride_1
+    return image[:, None], occupancy(plans.fields, seen), plans.supervised
 
 
 def occupancy_at_stride_2(fields: Tensor, seen: Tensor) -> Tensor:
@@ -70,21 +87,37 @@ def occupancy_at_stride_2(fields: Tensor, seen: Tensor) -> Tensor:
     return torch.cat(halves, dim=1)
 
 
-def _look_up(plans: WindowPlan, cases: Sequence[Tensor]) -> Tensor:
-    """Codes int32 (B,X,Y,Z): of the voxel of the case that each position of a window lies in."""
+def occupancy_at_stride_1(fields: Tensor, seen: Tensor) -> Tensor:
+    """8 where a voxel carries a label, 0 elsewhere: uint8 (B,C,X,Y,Z) of codes (B,X,Y,Z)."""
+    shifts = torch.arange(0, 64, 4, device=seen.device).view(1, 1, -1, 1)
+    by_code = ((fields[:, :, None] >> shifts & 1) * 8).to(torch.uint8).flatten(1, 2)  # (B,C,256)
+    found = [table.index_select(1, codes.flatten()) for table, codes in zip(by_code, seen, strict=True)]
+    return torch.stack(found).view(len(seen), -1, *seen.shape[1:])
+
+
+def _positions(plans: WindowPlan) -> Tensor:
+    """Where each voxel of a window lies in its case, in voxels whose first one spans 0 to 1: float32 (B,3,X,Y,Z)."""
     shape = [along.shape[-1] for along in (plans.along_x, plans.along_y, plans.along_z)]
     device = plans.center.device
-    sizes = torch.tensor([case.shape for case in cases], dtype=torch.int32).to(device, non_blocking=True)
     ticks = [torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2.0 for size in shape]
-    elastic = _between_nodes(plans.elastic, shape)
-    flat = torch.zeros((), dtype=torch.int32, device=device)
-    plane = torch.arange(shape[2], device=device)
-    outside = ((plane < plans.scanned[:, :1]) | (plane >= plans.scanned[:, 1:]))[:, None, None]
+    positions = _between_nodes(plans.elastic, shape)
     for axis in range(3):
-        step, origin, size = plans.matrix[:, axis], plans.center[:, axis] + 0.5, sizes[:, axis, None, None, None]
+        step, origin = plans.matrix[:, axis], plans.center[:, axis] + 0.5
         in_plane = (step[:, :1] * ticks[0] + origin[:, None])[:, :, None] + (step[:, 1:2] * ticks[1])[:, None]
         along_z = (step[:, 2:] * ticks[2])[:, None, None]
-        index = elastic[:, axis].add_(in_plane[..., None]).add_(along_z).floor_().int()
+        positions[:, axis].add_(in_plane[..., None]).add_(along_z)
+    return positions
+
+
+def _look_up(plans: WindowPlan, positions: Tensor, cases: Sequence[Tensor]) -> Tensor:
+    """Codes int32 (B,X,Y,Z): of the voxel of the case that each position of a window lies in."""
+    device = positions.device
+    sizes = torch.tensor([case.shape for case in cases], dtype=torch.int32).to(device, non_blocking=True)
+    flat = torch.zeros((), dtype=torch.int32, device=device)
+    outside = _unscanned(plans, positions.shape[-1])
+    for axis in range(3):
+        size = sizes[:, axis, None, None, None]
+        index = positions[:, axis].floor().int()
         inside = torch.minimum(index.clamp(min=0), size - 1)
         outside = outside | (index != inside)
         flat = flat * size + inside
@@ -93,8 +126,43 @@ def _look_up(plans: WindowPlan, cases: Sequence[Tensor]) -> Tensor:
     return torch.where(outside, air, torch.stack(codes).view(flat.shape).int())
 
 
-def _scan(plans: WindowPlan, seen: Tensor, noise_seeds: list[int]) -> Tensor:
-    """HU float32 (B,X,Y,Z): tissue and its texture, noise, the scanner's point spread and slices."""
+def _unscanned(plans: WindowPlan, planes: int) -> Tensor:
+    """The planes that were not scanned: bool (B,1,1,Z)."""
+    plane = torch.arange(planes, device=plans.scanned.device)
+    return ((plane < plans.scanned[:, :1]) | (plane >= plans.scanned[:, 1:]))[:, None, None]
+
+
+def _sample(plans: WindowPlan, positions: Tensor, hu_of_scans: Sequence[Tensor | None]) -> Tensor:
+    """HU float32 (B,X,Y,Z) of scans, linear between voxels; air beyond them, 0 throughout for a phantom."""
+    sampled = torch.zeros((len(positions), *positions.shape[2:]), device=positions.device)
+    unscanned = _unscanned(plans, positions.shape[-1])
+    for row, hu in enumerate(hu_of_scans):
+        if hu is not None:
+            where = positions[row] - 0.5
+            size = torch.tensor(hu.shape, device=where.device).view(3, 1, 1, 1)
+            beyond = ((where < -0.5) | (where > size - 0.5)).any(dim=0) | unscanned[row]
+            sampled[row] = _interpolated(hu, where).masked_fill_(beyond, AIR_HU)
+    return sampled
+
+
+def _interpolated(hu: Tensor, where: Tensor) -> Tensor:
+    """Values of an int16 volume at positions (3,X,Y,Z) in voxels, edges held; only the box around them is read."""
+    low, high = [], []
+    for axis, size in enumerate(hu.shape):
+        first, last = (float(edge) for edge in where[axis].aminmax())
+        low.append(min(max(int(first), 0), size - 1))
+        high.append(min(max(int(last) + 2, low[-1] + 1), size))
+    box = hu[low[0] : high[0], low[1] : high[1], low[2] : high[2]].float()
+    scale = torch.tensor([2.0 / max(size - 1, 1) for size in box.shape], device=where.device)
+    offset = torch.tensor(low, dtype=torch.float32, device=where.device)
+    grid = (where.movedim(0, -1) - offset) * scale - 1.0  # x, y, z; grid_sample wants the last axis first
+    return functional.grid_sample(
+        box[None, None], grid.flip(-1)[None], mode="bilinear", padding_mode="border", align_corners=True
+    )[0, 0]
+
+
+def _scan(plans: WindowPlan, seen: Tensor, noise_seeds: list[int], own_hu: Tensor | None) -> Tensor:
+    """HU float32 (B,X,Y,Z): tissue and its texture or a scan's own, noise, the scanner's point spread and slices."""
     batch, x, y, z = seen.shape
     device = seen.device
     hu = torch.empty((batch, x, y, z), device=device)
@@ -107,6 +175,8 @@ def _scan(plans: WindowPlan, seen: Tensor, noise_seeds: list[int]) -> Tensor:
     hu *= plans.noise_hu.view(rows)
     hu.addcmul_(_table(plans.texture_hu, seen), _slow(nodes, (x, y, z)))
     hu += _table(plans.hu, seen)
+    if own_hu is not None:
+        hu += own_hu
     hu = torch.bmm(plans.along_x, hu.view(batch, x, y * z)).view(batch, x, y, z)
     hu = torch.matmul(plans.along_y[:, None], hu)
     hu = torch.bmm(hu.view(batch, x * y, z), plans.along_z.transpose(1, 2)).view(batch, x, y, z)

@@ -1,12 +1,13 @@
 """The endless, numbered sequence of training windows: window n is the same in every run, at any number of loaders.
 
-Loaders draw plans. On a CPU they render them too, each on one core; on a GPU the training's device does, from cases
-that stay in its memory.
+Loaders draw plans. On a CPU they render them too, each on one core; on a GPU the training's device does, from phantoms
+that stay in its memory. Windows of scans are always rendered by loaders: an assembly is larger than a GPU.
 """
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,36 +15,95 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from training.augment import WindowPlan, draw_plan
+from training.assembly import Assembly, Split
+from training.augment import SCAN, WindowPlan, draw_plan
+from training.datasets.errors import NoCases
+from training.networks.backbones import feature_stride
+from training.parallel import ALONE, Part
 from training.recipe import Recipe
 from training.rendering import Batch, CaseMemory, render
-from training.store import Case, has_case, open_case
+from training.store import Case, CaseKey, has_case, open_case
 
+MOST_OPEN = 256
 MOST_LOADERS = 8  # each holds gigabytes of windows and mapped cases, and a machine has more than one tenant
 _GPU_SHARE = 0.4  # of the free memory, for cases
-_UNLIMITED = 2**62  # on a CPU cases are mapped from disk: what is held is no more than an address
 _LONGEST_WAIT_S = 600.0
 
 
-class NumberedPlans(Dataset[WindowPlan]):
-    """Item n: one case drawn by n, one random window of it."""
+@dataclass(frozen=True)
+class Cases:
+    """What windows are drawn from: phantoms of a folder by their seeds, and the scans of one split of an assembly."""
 
-    def __init__(self, store: Path, seeds: range, recipe: Recipe) -> None:
-        self.store, self.seeds, self.recipe = store, seeds, recipe
-        self._cases: dict[int, Case] = {}
+    phantoms: Path
+    seeds: range
+    scans: Assembly | None = None
+    split: Split = Split.TRAIN
+
+    @classmethod
+    def to_train_on(cls, phantoms: Path, recipe: Recipe, scans: Assembly | None) -> "Cases":
+        """Those of the recipe's training."""
+        return cls(phantoms, recipe.training_seeds, scans, Split.TRAIN)
+
+    @classmethod
+    def to_validate_on(cls, phantoms: Path, recipe: Recipe, scans: Assembly | None) -> "Cases":
+        """Those of the recipe's validation."""
+        return cls(phantoms, recipe.validation_seeds, scans, Split.VALIDATION)
+
+
+class NumberedPlans(Dataset[WindowPlan]):
+    """Item n: one case drawn by n, one random window of it.
+
+    Raises NoCases where the recipe wants scans and the split has none.
+    """
+
+    def __init__(self, cases: Cases, recipe: Recipe) -> None:
+        self.cases, self.recipe = cases, recipe
+        self._open: dict[CaseKey, Case] = {}
+        self._datasets: tuple[tuple[str, ...], ...] = ()
+        if recipe.scans:
+            if cases.scans is None:
+                raise NoCases(f"The recipe {recipe.name} shows scans; give the store that holds them.")
+            self._datasets = tuple(cases.scans.datasets(cases.split).values())
+            if not self._datasets:
+                raise NoCases(f"The store has no scans for {cases.split.name.lower()}; harmonize more cases.")
 
     def __getitem__(self, number: int) -> WindowPlan:
-        rng = np.random.default_rng((self.recipe.seed, self.seeds.start, number))
-        seed = int(rng.choice(self.recipe.open_seeds(self.seeds, number)))
-        around = (self.recipe.lesion_windows, self.recipe.label_windows)
-        case = self._case(seed)
-        return draw_plan(case, self.recipe.model, self.recipe.patch, rng, around=around, seed=seed)
+        return self.draw(number)[0]
 
-    def _case(self, seed: int) -> Case:
-        if seed not in self._cases:
-            wait_for_case(self.store, seed)
-            self._cases[seed] = open_case(self.store, seed)
-        return self._cases[seed]
+    def draw(self, number: int) -> tuple[WindowPlan, Case]:
+        """Window `number`, and the case that it shows."""
+        rng = np.random.default_rng((self.recipe.seed, self.cases.seeds.start, number))
+        key = self._draw_key(number, rng)
+        case = self._case(key)
+        plan = draw_plan(
+            case,
+            self.recipe.model,
+            self.recipe.patch,
+            rng,
+            around=(self.recipe.lesion_windows, self.recipe.label_windows),
+            seed=key if isinstance(key, int) else SCAN,
+            augmentation=self.recipe.augmentation,
+        )
+        return plan, case
+
+    def _draw_key(self, number: int, rng: np.random.Generator) -> CaseKey:
+        """A scan of a dataset, each dataset as likely, or a phantom."""
+        if self.recipe.scans and rng.random() < self.recipe.scans:
+            names = self._datasets[int(rng.integers(len(self._datasets)))]
+            return names[int(rng.integers(len(names)))]
+        return int(rng.choice(self.recipe.open_seeds(self.cases.seeds, number)))
+
+    def _case(self, key: CaseKey) -> Case:
+        if key not in self._open:
+            if isinstance(key, int):
+                wait_for_case(self.cases.phantoms, key)
+                self._open[key] = open_case(self.cases.phantoms, key)
+            else:
+                assert self.cases.scans is not None
+                if len(self._open) >= MOST_OPEN:  # each holds two files open
+                    self._open.clear()
+                self._open[key] = open_case(self.cases.scans.store, key)
+        return self._open[key]
 
 
 class RenderedPlans(Dataset[Batch]):
@@ -51,11 +111,18 @@ class RenderedPlans(Dataset[Batch]):
 
     def __init__(self, plans: NumberedPlans) -> None:
         self.plans = plans
-        self._codes = _case_memory(plans.store, torch.device("cpu"))
+        self._stride = feature_stride(plans.recipe.model)
 
     def __getitem__(self, number: int) -> Batch:
-        plan = default_collate([self.plans[number]])
-        image, occupancy, supervised = render(plan, [self._codes(int(plan.seed))], self.plans.recipe.model)
+        plan, case = self.plans.draw(number)
+        hu = None if case.hu is None else [torch.from_numpy(case.hu)]
+        image, occupancy, supervised = render(
+            default_collate([plan]),
+            [torch.from_numpy(case.codes)],
+            self.plans.recipe.model,
+            hu_of_scans=hu,
+            stride=self._stride,
+        )
         return image[0], occupancy[0], supervised[0]
 
 
@@ -66,23 +133,38 @@ def loader_processes(recipe: Recipe) -> int:
     return min(max(1, (os.cpu_count() or 1) - 1), MOST_LOADERS)
 
 
-def training_batches(store: Path, recipe: Recipe, first_step: int, device: torch.device) -> Iterator[Batch]:
+def training_batches(
+    store: Path,
+    recipe: Recipe,
+    first_step: int,
+    device: torch.device,
+    *,
+    scans: Assembly | None = None,
+    part: Part = ALONE,
+) -> Iterator[Batch]:
     """Batches on the device, from `first_step` to the last step: a resumed run goes on with the sample that came
-    next."""
-    plans = NumberedPlans(store, recipe.training_seeds, recipe)
-    numbers = range(first_step * recipe.batch_size, recipe.steps * recipe.batch_size)
-    return _batches(plans, numbers, recipe.batch_size, loader_processes(recipe), device)
+    next. With several processes each gets its part of every batch."""
+    plans = NumberedPlans(Cases.to_train_on(store, recipe, scans), recipe)
+    size = part.share_of(recipe.batch_size)
+    numbers = [
+        step * recipe.batch_size + part.number * size + row
+        for step in range(first_step, recipe.steps)
+        for row in range(size)
+    ]
+    return _batches(plans, numbers, size, loader_processes(recipe), device)
 
 
-def validation_batches(store: Path, recipe: Recipe, device: torch.device) -> Iterator[Batch]:
+def validation_batches(
+    store: Path, recipe: Recipe, device: torch.device, *, scans: Assembly | None = None
+) -> Iterator[Batch]:
     """The same validation windows at every call, one in a batch."""
-    plans = NumberedPlans(store, recipe.validation_seeds, recipe)
+    plans = NumberedPlans(Cases.to_validate_on(store, recipe, scans), recipe)
     return _batches(plans, range(recipe.validation_samples), 1, 0, device)
 
 
-def first_windows(store: Path, recipe: Recipe, count: int) -> Tensor:
+def first_windows(store: Path, recipe: Recipe, count: int, *, scans: Assembly | None = None) -> Tensor:
     """Images (count,1,D,H,W) of the run's first samples."""
-    samples = RenderedPlans(NumberedPlans(store, recipe.training_seeds, recipe))
+    samples = RenderedPlans(NumberedPlans(Cases.to_train_on(store, recipe, scans), recipe))
     return torch.stack([samples[number][0] for number in range(count)])
 
 
@@ -95,26 +177,28 @@ def wait_for_case(store: Path, seed: int) -> None:
         time.sleep(0.1)
 
 
-def _batches(plans: NumberedPlans, numbers: range, size: int, processes: int, device: torch.device) -> Iterator[Batch]:
-    on_cpu = device.type == "cpu"
+def _batches(
+    plans: NumberedPlans, numbers: Sequence[int], size: int, processes: int, device: torch.device
+) -> Iterator[Batch]:
+    by_loaders = device.type == "cpu" or plans.recipe.scans > 0
     loader: DataLoader[Batch | WindowPlan] = DataLoader(
-        RenderedPlans(plans) if on_cpu else plans,
+        RenderedPlans(plans) if by_loaders else plans,
         batch_size=size,
         sampler=numbers,
         num_workers=processes,
         prefetch_factor=4 if processes else None,
     )
-    if on_cpu:
-        yield from loader
+    if by_loaders:
+        for image, occupancy, supervised in loader:
+            yield image.to(device), occupancy.to(device), supervised.to(device)
         return
-    codes = _case_memory(plans.store, device)
+    codes = _case_memory(plans.cases.phantoms, device)
+    stride = feature_stride(plans.recipe.model)
     for fields in loader:
         plan = WindowPlan(*fields)
-        yield render(plan, [codes(seed) for seed in plan.seed.tolist()], plans.recipe.model)
+        yield render(plan, [codes(seed) for seed in plan.seed.tolist()], plans.recipe.model, stride=stride)
 
 
 def _case_memory(store: Path, device: torch.device) -> CaseMemory:
-    most_bytes = _UNLIMITED
-    if device.type == "cuda":
-        most_bytes = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+    most_bytes = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
     return CaseMemory(lambda seed: torch.from_numpy(open_case(store, seed).codes), device, most_bytes)

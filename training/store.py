@@ -1,16 +1,18 @@
-"""A folder of label maps that training crops from: one case, one memory-mapped array of codes.
+"""A folder of cases that training crops from: phantoms and scans, memory-mapped, one file of codes each.
 
 A voxel's code stands for a pair (tissue, labels); a case has far fewer than 256 of them, so a whole trunk at 2 mm is
-8 MB and a crop touches little disk. HU are rendered anew for every crop: each visit shows another scan of the patient.
+8 MB and a crop touches little disk. The HU of a phantom are rendered anew for every crop: each visit shows another scan
+of the patient. A scan has its own HU in a second file, and no tissues.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +22,19 @@ from training.labels import LABELS
 from training.phantom.anatomy import rasterize, sample_anatomy
 
 CENTERS_PER_LABEL = 256
+_META = ".meta.npz"
+
+CaseKey: TypeAlias = int | str  #: the seed of a phantom, or the name of a scan
 
 
 @dataclass(frozen=True)
 class Case:
-    """One label map.
+    """One label map, with the image that it was drawn on or without.
 
     `codes` uint8 (X,Y,Z), RAS; `tissues` uint8 (K,) and `labels` uint32 (K,) give each code its meaning (bit c is
     channel c); `centers` int16 (N,3) are voxels to crop around, `center_channel` uint8 (N,) the label of each;
-    `supervised` uint32 says which labels were annotated.
+    `supervised` uint32 says which labels were annotated. `hu` int16 (X,Y,Z) is the image of a scan, whose tissues mean
+    nothing; a phantom has none.
     """
 
     codes: NDArray[np.uint8]
@@ -37,6 +43,7 @@ class Case:
     centers: NDArray[np.int16]
     center_channel: NDArray[np.uint8]
     supervised: int
+    hu: NDArray[np.int16] | None = None
 
 
 def trunk_grid(spacing_mm: float) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
@@ -84,16 +91,17 @@ def _painters(processes: int | None) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
 
 
-def has_case(folder: Path, seed: int) -> bool:
+def has_case(folder: Path, key: CaseKey) -> bool:
     """Whether the case is there, and complete."""
-    return _meta_path(folder, seed).exists()
+    return _meta_path(folder, key).exists()
 
 
-def open_case(folder: Path, seed: int) -> Case:
-    """The case of a seed, its codes mapped from disk. Raises FileNotFoundError."""
-    with np.load(_meta_path(folder, seed)) as meta:
+def open_case(folder: Path, key: CaseKey) -> Case:
+    """A case, its voxels mapped from disk. Raises FileNotFoundError."""
+    with np.load(_meta_path(folder, key)) as meta:
         return Case(
-            codes=np.load(_codes_path(folder, seed), mmap_mode="c"),
+            codes=np.load(_codes_path(folder, key), mmap_mode="c"),
+            hu=np.load(_hu_path(folder, key), mmap_mode="c") if isinstance(key, str) else None,
             tissues=meta["tissues"],
             labels=meta["labels"],
             centers=meta["centers"],
@@ -102,8 +110,26 @@ def open_case(folder: Path, seed: int) -> Case:
         )
 
 
+def scan_names(folder: Path) -> list[str]:
+    """Names of the scans of a store, sorted; phantoms, whose names are numbers, are not among them."""
+    names = (path.name.removesuffix(_META) for path in folder.glob(f"[!.]*{_META}"))
+    return sorted(name for name in names if not name.isdecimal())
+
+
+def read_source(folder: Path, key: CaseKey) -> dict[str, Any]:
+    """What was noted of a case's origin when it was written. Raises FileNotFoundError."""
+    with np.load(_meta_path(folder, key)) as meta:
+        source: dict[str, Any] = json.loads(str(meta["source"]))
+        return source
+
+
 def encode_case(
-    tissue: NDArray[np.uint8], labels: NDArray[np.uint32], rng: np.random.Generator, *, supervised: int = 0xFFFFFFFF
+    tissue: NDArray[np.uint8],
+    labels: NDArray[np.uint32],
+    rng: np.random.Generator,
+    *,
+    supervised: int = 0xFFFFFFFF,
+    hu: NDArray[np.int16] | None = None,
 ) -> Case:
     """The case of a tissue map and a label map (X,Y,Z). Raises ValueError for more than 256 kinds of voxels."""
     pairs = tissue.astype(np.uint64) << np.uint64(32) | labels.astype(np.uint64)
@@ -119,13 +145,20 @@ def encode_case(
     codes[~unlabelled] = inverse + len(bare)
     labels_of_code = (kinds & np.uint64(0xFFFFFFFF)).astype(np.uint32)
     centers, center_channel = _draw_centers(codes, labels_of_code, rng)
-    return Case(codes, (kinds >> np.uint64(32)).astype(np.uint8), labels_of_code, centers, center_channel, supervised)
+    tissues = (kinds >> np.uint64(32)).astype(np.uint8)
+    return Case(codes, tissues, labels_of_code, centers, center_channel, supervised, hu)
 
 
-def write_case(folder: Path, seed: int, case: Case, *, source: dict[str, float]) -> None:
-    """Writes a case under a seed; its meta file comes last and in one step, so a case that has one is complete."""
-    np.save(_codes_path(folder, seed), case.codes)
-    meta = _meta_path(folder, seed)
+def write_case(folder: Path, key: CaseKey, case: Case, *, source: Mapping[str, Any]) -> None:
+    """Writes a case; its meta file comes last and in one step, so a case that has one is complete.
+
+    `source` is JSON-ready. A scan, whose key is a name, must have HU, a phantom none.
+    """
+    assert isinstance(key, str) == (case.hu is not None)
+    np.save(_codes_path(folder, key), case.codes)
+    if case.hu is not None:
+        np.save(_hu_path(folder, key), case.hu)
+    meta = _meta_path(folder, key)
     part = meta.with_name(f".{meta.name}")
     np.savez(
         part,
@@ -139,12 +172,20 @@ def write_case(folder: Path, seed: int, case: Case, *, source: dict[str, float])
     part.replace(meta)
 
 
-def _codes_path(folder: Path, seed: int) -> Path:
-    return folder / f"{seed:06d}.codes.npy"
+def _stem(key: CaseKey) -> str:
+    return key if isinstance(key, str) else f"{key:06d}"
 
 
-def _meta_path(folder: Path, seed: int) -> Path:
-    return folder / f"{seed:06d}.meta.npz"
+def _codes_path(folder: Path, key: CaseKey) -> Path:
+    return folder / f"{_stem(key)}.codes.npy"
+
+
+def _hu_path(folder: Path, key: CaseKey) -> Path:
+    return folder / f"{_stem(key)}.hu.npy"
+
+
+def _meta_path(folder: Path, key: CaseKey) -> Path:
+    return folder / f"{_stem(key)}{_META}"
 
 
 def _write_phantom(folder: Path, seed: int, spacing_mm: float) -> None:
@@ -165,4 +206,6 @@ def _draw_centers(
             drawn = rng.choice(voxels, size=min(CENTERS_PER_LABEL, len(voxels)), replace=False)
             centers.append(np.stack(np.unravel_index(drawn, codes.shape), axis=1).astype(np.int16))
             channel_of.append(np.full(len(drawn), label.channel, np.uint8))
+    if not centers:
+        return np.empty((0, 3), np.int16), np.empty(0, np.uint8)
     return np.concatenate(centers), np.concatenate(channel_of)

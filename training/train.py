@@ -3,29 +3,46 @@
 import math
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
+from training.assembly import Assembly, Split, open_assembly
 from training.checkpoint import read_content, save_checkpoint
 from training.deep_supervision import VoxelClassifier, marginal_cross_entropy, most_specific_class
 from training.labels import BY_NAME, LABELS, ORGANS
-from training.losses import masked_dice_bce
+from training.losses import MaskedLoss, masked_dice_bce
 from training.networks.universal import UniversalModel, apply_heads
+from training.parallel import (
+    Part,
+    average_gradients,
+    joined_processes,
+    own_device,
+    share_batch_norms,
+    wait_for_all,
+)
+from training.pictures import fullest_slice, overlay, pack
 from training.precision import mixed_precision
+from training.provenance import describe_run
 from training.recipe import Recipe
+from training.rendering import Batch
 from training.samples import first_windows, loader_processes, training_batches, validation_batches
 from training.store import build_phantom_store, drawing_beside
 from training.text import TextProvenance
 from training.warm_start import renew_heads, settle_norms, start_from_bundle, start_from_checkpoint
 
 _SETTLING_WINDOWS = 8
+_PICTURES = 4
 LABEL_NAMES = tuple(label.name for label in LABELS)
 
 
@@ -47,93 +64,101 @@ class RunFolder:
 
     @property
     def store(self) -> Path:
-        """The label maps that training crops from."""
+        """The phantoms that training crops from."""
         return self.path / "store"
+
+    @property
+    def description(self) -> Path:
+        """What the run was made of: recipe, commit, hashes."""
+        return self.path / "run.json"
 
 
 def train(
-    recipe: Recipe, text_embedding: Tensor, text: TextProvenance, run: RunFolder, *, start_from: Path | None = None
+    recipe: Recipe,
+    text_embedding: Tensor,
+    text: TextProvenance,
+    run: RunFolder,
+    *,
+    start_from: Path | None = None,
+    scans: Path | None = None,
 ) -> Path:
     """Runs the recipe to `run.final` and returns that path.
 
     It starts from the seed, or from the weights of `start_from`, a bundle or a checkpoint (.pt); an interrupted run
-    goes on from its last checkpoint.
+    goes on from its last checkpoint. `scans` is a store with an assembly, for a recipe that shows some of it. Started
+    by `torchrun`, every process computes its part of each batch.
+    Raises NoCases where the recipe shows scans that are not there.
     """
-    build_phantom_store(run.store, recipe.open_seeds(recipe.training_seeds, 0), recipe.model.spacing_mm[0])
-    build_phantom_store(run.store, recipe.validation_seeds, recipe.model.spacing_mm[0])
+    assembly = None if scans is None else open_assembly(scans)
+    with joined_processes() as part:
+        _train(recipe, (text_embedding, text), run, start_from, assembly, part)
+    return run.final
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def _train(
+    recipe: Recipe,
+    texts: tuple[Tensor, TextProvenance],
+    run: RunFolder,
+    start_from: Path | None,
+    scans: Assembly | None,
+    part: Part,
+) -> None:
+    text_embedding, text = texts
+    if part.is_first:
+        build_phantom_store(run.store, recipe.open_seeds(recipe.training_seeds, 0), recipe.model.spacing_mm[0])
+        build_phantom_store(run.store, recipe.validation_seeds, recipe.model.spacing_mm[0])
+        describe_run(run.description, recipe, text, start_from, scans)
+    wait_for_all()
+
+    device = own_device()
     torch.backends.cudnn.benchmark = True  # windows have one size
     torch.manual_seed(recipe.seed)
     model = UniversalModel(recipe.model, text_embedding).to(device)
     if not run.last.exists():
-        _give_first_weights(model, recipe, run.store, start_from)
+        _give_first_weights(model, recipe, run.store, start_from, scans)
     model.backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     classifier = VoxelClassifier(model.backbone.decoder_channels).to(device)
+    if part.count > 1:
+        share_batch_norms(model)
+        share_batch_norms(classifier)
     ema = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
     average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True)
     optimizer = torch.optim.AdamW(_parameter_groups(model, classifier, recipe), weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
     first_step = _resume(run, model, classifier, average, optimizer, schedule)
-    provenance = _provenance(recipe, start_from)
-    is_organ = torch.tensor([label in ORGANS for label in LABELS], device=device)
-    rarity = torch.where(is_organ, recipe.organ_rarity_exponent, recipe.lesion_rarity_exponent)
-    label_weight = torch.where(is_organ, 1.0, recipe.lesion_weight)
+    wait_for_all()  # the first process may write soon what the others still read
+    provenance = _provenance(recipe, start_from, scans)
 
-    others = drawing_beside(run.store, recipe.training_seeds, recipe.model.spacing_mm[0], _painters(recipe))
-    with others, SummaryWriter(str(run.path / "tensorboard")) as writer, _progress_bar() as bar:
+    seeds = recipe.training_seeds if part.is_first else range(0)
+    others = drawing_beside(run.store, seeds, recipe.model.spacing_mm[0], _painters(recipe))
+    batches = training_batches(run.store, recipe, first_step, device, scans=scans, part=part)
+    with others, _summary_writer(run, part) as writer, _progress_bar(part) as bar:
         task = bar.add_task("Training", total=recipe.steps, completed=first_step, loss=math.nan, dice=math.nan)
-        for step, batch in enumerate(training_batches(run.store, recipe, first_step, device), start=first_step + 1):
+        for step, batch in enumerate(batches, start=first_step + 1):
             model.train()
-            image, eighths, supervised = batch
-            image = image.contiguous(memory_format=torch.channels_last_3d)
-            # Neighbouring planes say nearly the same, and on all of them heads and losses cost more than the backbone.
-            planes = slice(step % recipe.loss_plane_stride, None, recipe.loss_plane_stride)
-            occupancy = eighths[:, :, planes].float() / 8.0
             scaffold = scaffold_strength(step, recipe)
-            with mixed_precision(device):
-                bottleneck, decoded = model.backbone(image)
-                features, pooled = model.read_out(bottleneck, decoded)
-                logits = apply_heads(
-                    features[:, :, planes], model.head_params(pooled), leak=recipe.head_leak * scaffold
-                )
-                class_logits = None
-                if recipe.deep_supervision > 0.0:
-                    seen = decoded.detach() if step <= recipe.classifier_warmup else decoded
-                    class_logits = classifier(seen[:, :, planes])
-            loss = masked_dice_bce(
-                logits.float(),
-                occupancy,
-                supervised,
-                label_weight=label_weight,
-                rarity_exponent=rarity * scaffold if scaffold else None,
-                half_cost_voxels=recipe.half_cost_voxels,
-            )
-            side_loss = torch.zeros((), device=device)
-            if class_logits is not None:
-                side_loss = marginal_cross_entropy(class_logits.float(), most_specific_class(occupancy), supervised)
+            loss, side_loss = _losses(model, classifier, batch, step, recipe)
             optimizer.zero_grad(set_to_none=True)
             # What is predicted where nothing is has its price once most of what is there has been learnt.
             total = loss.dice + loss.cross_entropy + (1.0 - scaffold) * loss.false_volume
             (total + recipe.deep_supervision * scaffold * side_loss).backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_([*model.parameters(), *classifier.parameters()], recipe.gradient_clip)
+            average_gradients([*model.parameters(), *classifier.parameters()])
+            if recipe.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_([*model.parameters(), *classifier.parameters()], recipe.gradient_clip)
             optimizer.step()
             schedule.step()
             average.update_parameters(model)
 
+            if writer is None:
+                continue
             if step % 10:  # reading a loss waits for the device
                 bar.update(task, completed=step)
             else:
                 bar.update(task, completed=step, loss=loss.total.item())
-                writer.add_scalar("loss/dice", loss.dice.item(), step)
-                writer.add_scalar("loss/cross_entropy", loss.cross_entropy.item(), step)
-                writer.add_scalar("loss/false_volume", loss.false_volume.item(), step)
-                writer.add_scalar("loss/deep_supervision", side_loss.item(), step)
-                writer.add_scalar("learning_rate", schedule.get_last_lr()[0], step)
-            if step % recipe.validate_every == 0 or step == recipe.steps:
-                dice = validate(_averaged(average), run.store, recipe, device)
-                for name, value in dice.items():
-                    writer.add_scalar(f"dice/{name}", value, step)
+                _log_losses(writer, step, loss, side_loss, float(schedule.get_last_lr()[0]))
+            if recipe.validation_samples and (step % recipe.validate_every == 0 or step == recipe.steps):
+                dice = validate(_averaged(average), run.store, recipe, device, scans=scans)
+                _log_validation(writer, step, dice, picture(_averaged(average), run.store, recipe, device, scans))
                 bar.update(task, dice=sum(dice.values()) / max(len(dice), 1))
             if step % recipe.save_every == 0 or step == recipe.steps:
                 state = {
@@ -144,17 +169,53 @@ def train(
                     "schedule": schedule.state_dict(),
                 }
                 save_checkpoint(run.last, model, label_names=LABEL_NAMES, text=text, training=provenance, resume=state)
-    final = _averaged(average)
-    save_checkpoint(run.final, final, label_names=LABEL_NAMES, text=text, training=provenance)
-    return run.final
+    if part.is_first:
+        save_checkpoint(run.final, _averaged(average), label_names=LABEL_NAMES, text=text, training=provenance)
+    wait_for_all()
 
 
-def _give_first_weights(model: UniversalModel, recipe: Recipe, store: Path, start_from: Path | None) -> None:
+def _losses(
+    model: UniversalModel, classifier: VoxelClassifier, batch: Batch, step: int, recipe: Recipe
+) -> tuple[MaskedLoss, Tensor]:
+    """The loss of a batch, and that of the deep supervision (0 without)."""
+    image, eighths, supervised = batch
+    device = image.device
+    image = image.contiguous(memory_format=torch.channels_last_3d)
+    # Neighbouring planes say nearly the same, and on all of them heads and losses cost more than the backbone.
+    planes = slice(step % recipe.loss_plane_stride, None, recipe.loss_plane_stride)
+    occupancy = eighths[:, :, planes].float() / 8.0
+    scaffold = scaffold_strength(step, recipe)
+    is_organ = torch.tensor([label in ORGANS for label in LABELS], device=device)
+    rarity = torch.where(is_organ, recipe.organ_rarity_exponent, recipe.lesion_rarity_exponent)
+    with mixed_precision(device, wanted=recipe.mixed_precision):
+        bottleneck, decoded = model.backbone(image)
+        features, pooled = model.read_out(bottleneck, decoded)
+        logits = apply_heads(features[:, :, planes], model.head_params(pooled), leak=recipe.head_leak * scaffold)
+        class_logits = None
+        if recipe.deep_supervision > 0.0:
+            seen = decoded.detach() if step <= recipe.classifier_warmup else decoded
+            class_logits = classifier(seen[:, :, planes])
+    loss = masked_dice_bce(
+        logits.float(),
+        occupancy,
+        supervised,
+        label_weight=torch.where(is_organ, 1.0, recipe.lesion_weight),
+        rarity_exponent=rarity * scaffold if scaffold else None,
+        half_cost_voxels=recipe.half_cost_voxels,
+    )
+    if class_logits is None:
+        return loss, torch.zeros((), device=device)
+    return loss, marginal_cross_entropy(class_logits.float(), most_specific_class(occupancy), supervised)
+
+
+def _give_first_weights(
+    model: UniversalModel, recipe: Recipe, store: Path, start_from: Path | None, scans: Assembly | None
+) -> None:
     """Those of `start_from`, or random ones."""
     if start_from is None:
         model.reset_heads()
         return
-    window = first_windows(store, recipe, _SETTLING_WINDOWS).to(model.text_embedding.device)
+    window = first_windows(store, recipe, _SETTLING_WINDOWS, scans=scans).to(model.text_embedding.device)
     if start_from.suffix == ".pt":
         start_from_checkpoint(model, start_from)
     else:
@@ -188,7 +249,9 @@ def _parameter_groups(model: UniversalModel, classifier: VoxelClassifier, recipe
 
 
 @torch.no_grad()
-def validate(model: UniversalModel, store: Path, recipe: Recipe, device: torch.device) -> dict[str, float]:
+def validate(
+    model: UniversalModel, store: Path, recipe: Recipe, device: torch.device, *, scans: Assembly | None = None
+) -> dict[str, float]:
     """Dice per label over the fixed validation windows, all voxels of a label counted as one set.
 
     Labels that no window contains, or that were not annotated, are absent from the answer. Occupancy of half a voxel or
@@ -196,9 +259,9 @@ def validate(model: UniversalModel, store: Path, recipe: Recipe, device: torch.d
     """
     model.eval()
     overlap, total, present = (torch.zeros(len(LABELS), device=device) for _ in range(3))
-    for image, occupancy, supervised in validation_batches(store, recipe, device):
+    for image, occupancy, supervised in validation_batches(store, recipe, device, scans=scans):
         annotated = supervised[:, :, None, None, None]
-        with mixed_precision(device):
+        with mixed_precision(device, wanted=recipe.mixed_precision):
             predicted = (model(image) > 0) & annotated
         truth = (occupancy >= 4) & annotated
         overlap += (predicted & truth).sum(dim=(0, 2, 3, 4))
@@ -206,6 +269,42 @@ def validate(model: UniversalModel, store: Path, recipe: Recipe, device: torch.d
         present += truth.sum(dim=(0, 2, 3, 4))
     dice = 2.0 * overlap / total.clamp(min=1)
     return {name: float(dice[c]) for c, name in enumerate(LABEL_NAMES) if present[c] > 0}
+
+
+def _log_losses(writer: SummaryWriter, step: int, loss: MaskedLoss, side_loss: Tensor, learning_rate: float) -> None:
+    writer.add_scalar("loss/dice", loss.dice.item(), step)
+    writer.add_scalar("loss/cross_entropy", loss.cross_entropy.item(), step)
+    writer.add_scalar("loss/false_volume", loss.false_volume.item(), step)
+    writer.add_scalar("loss/deep_supervision", side_loss.item(), step)
+    writer.add_scalar("learning_rate", learning_rate, step)
+
+
+def _log_validation(writer: SummaryWriter, step: int, dice: dict[str, float], shown: NDArray[np.uint8]) -> None:
+    for name, value in dice.items():
+        writer.add_scalar(f"dice/{name}", value, step)
+    writer.add_image("truth and prediction", shown, step)
+
+
+@torch.no_grad()
+def picture(
+    model: UniversalModel, store: Path, recipe: Recipe, device: torch.device, scans: Assembly | None = None
+) -> NDArray[np.uint8]:
+    """The fullest slice of the first validation windows (3,rows,columns): truth on top, the prediction below.
+
+    What was not annotated is left out of both.
+    """
+    columns = []
+    stride = model.feature_stride
+    low, high = recipe.model.output_range
+    for image, occupancy, supervised in islice(validation_batches(store, recipe, device, scans=scans), _PICTURES):
+        annotated = supervised[0, :, None, None, None]
+        with mixed_precision(device, wanted=recipe.mixed_precision):
+            predicted = (model.eval()(image)[0] > 0) & annotated
+        bits = [pack(masks.cpu().numpy()) for masks in ((occupancy[0] >= 4) & annotated, predicted)]
+        plane = fullest_slice(bits[0])
+        gray = image[0, 0, ::stride, ::stride, plane * stride].float().cpu().numpy()
+        columns.append(np.concatenate([overlay(gray, of[:, :, plane], low, high) for of in bits]))
+    return np.concatenate(columns, axis=1).transpose(2, 0, 1)
 
 
 def _painters(recipe: Recipe) -> int:
@@ -240,7 +339,7 @@ def _resume(
     return int(state["step"])
 
 
-def _provenance(recipe: Recipe, start_from: Path | None) -> dict[str, Any]:
+def _provenance(recipe: Recipe, start_from: Path | None, scans: Assembly | None) -> dict[str, Any]:
     """What the checkpoint says of its making; JSON-ready."""
     return {
         "recipe": recipe.name,
@@ -248,7 +347,7 @@ def _provenance(recipe: Recipe, start_from: Path | None) -> dict[str, Any]:
         "seed": recipe.seed,
         "steps": recipe.steps,
         "windows": recipe.steps * recipe.batch_size,
-        "data": _data(recipe),
+        "data": _data(recipe, scans),
         "torch": str(torch.__version__),  # a class of torch, made a plain string
         "python": platform.python_version(),
     }
@@ -260,15 +359,26 @@ def _origin(start_from: Path) -> str:
     return f"the bundle {start_from.resolve().name}"
 
 
-def _data(recipe: Recipe) -> str:
+def _data(recipe: Recipe, scans: Assembly | None) -> str:
     seeds = recipe.training_seeds
-    return (
-        f"procedural phantoms, seeds {seeds.start} to {seeds.stop - 1}, rendered anew for every window; "
-        "no scan of a person"
+    phantoms = (
+        f"procedural phantoms, seeds {seeds.start} to {seeds.stop - 1}, rendered anew for every window"
+        if recipe.scans < 1.0
+        else "no phantoms"
     )
+    if not recipe.scans or scans is None:
+        return f"{phantoms}; no scan of a person"
+    names = scans.datasets(Split.TRAIN)
+    listed = ", ".join(f"{dataset} ({len(cases)} scans)" for dataset, cases in names.items())
+    return f"{phantoms}; in {100 * recipe.scans:.0f} % of the windows scans of {listed}"
 
 
-def _progress_bar() -> Progress:
+def _summary_writer(run: RunFolder, part: Part) -> AbstractContextManager[SummaryWriter | None]:
+    """TensorBoard's, of the first process alone."""
+    return SummaryWriter(str(run.path / "tensorboard")) if part.is_first else nullcontext()
+
+
+def _progress_bar(part: Part) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -276,4 +386,5 @@ def _progress_bar() -> Progress:
         TextColumn("loss {task.fields[loss]:.3f}  validation Dice {task.fields[dice]:.3f}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        disable=not part.is_first,
     )

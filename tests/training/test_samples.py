@@ -8,6 +8,7 @@ import torch
 from tests.support.training import tiny_recipe, write_box_store
 from training.rendering import Batch
 from training.samples import (
+    Cases,
     NumberedPlans,
     RenderedPlans,
     loader_processes,
@@ -36,7 +37,7 @@ def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
 
 def test_batches_hold_the_samples_in_order(store: Path) -> None:
     batches = list(training_batches(store, RECIPE, 0, CPU))
-    samples = RenderedPlans(NumberedPlans(store, RECIPE.training_seeds, RECIPE))
+    samples = RenderedPlans(NumberedPlans(Cases.to_train_on(store, RECIPE, None), RECIPE))
     for step, (image, occupancy, supervised) in enumerate(batches):
         assert image.shape == (2, 1, 48, 48, 48)
         assert occupancy.shape == (2, 32, 24, 24, 24)
@@ -68,9 +69,9 @@ def test_a_resumed_run_goes_on_with_the_next_sample(store: Path) -> None:
 
 
 def test_samples_differ_by_number_seed_and_purpose(store: Path) -> None:
-    samples = RenderedPlans(NumberedPlans(store, RECIPE.training_seeds, RECIPE))
-    other_seed = RenderedPlans(NumberedPlans(store, RECIPE.training_seeds, tiny_recipe(seed=4)))
-    unseen = RenderedPlans(NumberedPlans(store, RECIPE.validation_seeds, RECIPE))
+    samples = RenderedPlans(NumberedPlans(Cases.to_train_on(store, RECIPE, None), RECIPE))
+    other_seed = RenderedPlans(NumberedPlans(Cases.to_train_on(store, RECIPE, None), tiny_recipe(seed=4)))
+    unseen = RenderedPlans(NumberedPlans(Cases.to_validate_on(store, RECIPE, None), RECIPE))
     images = [samples[0][0], samples[1][0], other_seed[0][0], unseen[0][0]]
     assert len({image.numpy().tobytes() for image in images}) == 4
 

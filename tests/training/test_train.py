@@ -48,7 +48,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def test_a_run_leaves_checkpoints_and_logs(finished: RunFolder) -> None:
-    assert {path.name for path in finished.path.iterdir()} == {"last.pt", "model.pt", "store", "tensorboard"}
+    assert {path.name for path in finished.path.iterdir()} == {
+        "last.pt", "model.pt", "run.json", "store", "tensorboard",
+    }  # fmt: skip
+
     assert list((finished.path / "tensorboard").glob("events.out.tfevents.*"))
 
 
@@ -92,9 +95,9 @@ def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(
     """Saved after step 2, interrupted after step 3: step 3 is done again, on the same samples."""
     starts = []
 
-    def three_batches(store: Path, recipe: Recipe, first_step: int, device: torch.device) -> Iterator[Any]:
+    def three_batches(store: Path, recipe: Recipe, first_step: int, device: torch.device, **more: Any) -> Iterator[Any]:
         starts.append(first_step)
-        for number, batch in enumerate(training_batches(store, recipe, first_step, device)):
+        for number, batch in enumerate(training_batches(store, recipe, first_step, device, **more)):
             if number == 3 and first_step == 0:
                 raise KeyboardInterrupt
             yield batch

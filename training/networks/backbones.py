@@ -27,6 +27,11 @@ def build_backbone(config: ModelConfig) -> Backbone:
     return _BUILDERS[config.architecture](config)
 
 
+def feature_stride(config: ModelConfig) -> int:
+    """Window voxels per feature voxel and axis, without building the network."""
+    return Compact.feature_stride if config.architecture == "compact" else UNet.feature_stride
+
+
 def _feature_size(config: ModelConfig) -> int:
     return config.feature_size or PUBLISHED_FEATURE_SIZES[config.architecture]
 
