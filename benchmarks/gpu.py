@@ -227,7 +227,9 @@ def agreement(scan: NetworkInput, model: Model, on_cpu: Predictor) -> dict[str, 
 def masks(logits: Logits) -> list[NDArray[np.bool_]]:
     """The thresholded logits of each label."""
     box = full_box(logits.shape)
-    return [kept.read(box) > logit(label.threshold) for kept, label in zip(logits.kept, logits.labels, strict=True)]
+    return [
+        kept.read(box) > logit(label.threshold) for kept, label in zip(logits.kept.values(), logits.labels, strict=True)
+    ]
 
 
 def measure(scan: Path, options: argparse.Namespace, precision: str) -> dict[str, Any]:

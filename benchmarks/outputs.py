@@ -24,8 +24,9 @@ from service.imaging.geometry import Geometry
 from service.imaging.study import Series, read_study, read_volume, select_ct_series
 from service.imaging.volume import Volume
 from service.inference.bundle import default_bundle_path, open_bundle
+from service.inference.grid import full_box
 from service.inference.manifest import Label
-from service.inference.masks import Masks, bit_mask, empty_packed
+from service.inference.masks import LabelMask, Masks
 from service.reporting.artifacts import write_artifacts
 from service.reporting.findings import measure
 from service.reporting.outputs import plan_outputs
@@ -90,17 +91,18 @@ def _write(
 
 def _masks(labels: tuple[Label, ...], geometry: Geometry, lesions: int) -> Masks:
     rng = np.random.default_rng(5)
-    packed = empty_packed(geometry.shape, len(labels))
-    for bit, label in enumerate(labels):
+    of_labels: list[LabelMask] = []
+    for label in labels:
+        mask = LabelMask(full_box(geometry.shape))
         for _ in range(lesions if label.kind.is_lesion else 1):
             size = rng.uniform(0.008, 0.03) if label.kind.is_lesion else rng.uniform(0.05, 0.16)
-            _add_blob(packed, bit, geometry.shape, rng.uniform(0.25, 0.75, 3), size * rng.uniform(0.7, 1.3, 3), rng)
-    return Masks(labels, packed, geometry, {})
+            _add_blob(mask, geometry.shape, rng.uniform(0.25, 0.75, 3), size * rng.uniform(0.7, 1.3, 3), rng)
+        of_labels.append(mask)
+    return Masks(labels, tuple(of_labels), geometry, {})
 
 
 def _add_blob(
-    packed: NDArray[np.unsignedinteger],
-    bit: int,
+    mask: LabelMask,
     shape: tuple[int, int, int],
     centre: NDArray[np.float64],
     radii: NDArray[np.float64],
@@ -116,7 +118,7 @@ def _add_blob(
     coarse = rng.normal(0, 0.35, [max(2, (cut.stop - cut.start) // 8) for cut in box])
     zoom = [(cut.stop - cut.start) / n for cut, n in zip(box, coarse.shape, strict=True)]
     bumps = ndimage.zoom(coarse, zoom, order=1)
-    packed[box][distance + bumps[tuple(slice(0, n) for n in distance.shape)] < 1] |= bit_mask(packed, bit)
+    mask.add(box, distance + bumps[tuple(slice(0, n) for n in distance.shape)] < 1)
 
 
 def _provenance() -> Provenance:

@@ -1,9 +1,9 @@
 """Seconds for one window of a bundle, backbone and head, on each CPU engine; all in one run, side by side.
 
-    python benchmarks/window.py [BUNDLE] [--threads N]
+    python -m benchmarks.window [BUNDLE] [--threads N]
 
-Prints the best of several repetitions: other work on the machine only ever adds time. Peak memory is this process's
-RSS.
+Prints the best of several repetitions: other work on the machine only ever adds time. The floor is the backbone's
+operations over the rate of a float32 matrix product in the same run. Peak memory is this process's RSS.
 """
 
 import argparse
@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.floor import matrix_rate, operations
 from service.errors import EngineUnavailable
 from service.inference.bundle import default_bundle_path, open_bundle
-from service.inference.engines import open_engine
+from service.inference.engines import DEFAULT_PRECISION, open_engine
 from service.inference.predictor import Predictor
 
 REPETITIONS = 7
@@ -35,6 +36,10 @@ def main() -> None:
         f"{bundle.manifest.name}-{bundle.manifest.version}, window {'x'.join(map(str, size))}, "
         f"{len(bundle.manifest.labels)} labels, best of {REPETITIONS}"
     )
+    needed = operations(bundle.backbone(bundle.precision(DEFAULT_PRECISION)), size)
+    rate = matrix_rate()
+    floor = needed / rate
+    print(f"backbone {needed / 1e9:.0f} GFLOP, float32 matrices {rate / 1e9:.0f} GFLOP/s: floor {floor:.3f} s")
     reference = None
     for name in ("openvino", "onnxruntime"):
         try:
@@ -50,7 +55,8 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
         reference = logits if reference is None else reference
         error = float((logits - reference).abs().max() / reference.abs().max())
-        print(f"{name:12s} {min(seconds):.3f} s   difference from the first engine {error:.1e}")
+        best = min(seconds)
+        print(f"{name:12s} {best:.3f} s   {best / floor:.1f} times the floor   off the first engine by {error:.1e}")
     print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 

@@ -1,21 +1,40 @@
-"""Does a scan fit into memory? Told from its header, so that one that does not is refused before work starts.
+"""Does a scan fit into memory? Told from its header before work starts, so that one that does not runs in a leaner way
+or is refused.
 
 Without this the kernel would end the worker in the middle of the job, and again at every further attempt.
+
+The leaner way: the scan waits in a file of the job's folder, mapped into memory so that the kernel can drop what is not
+being read, and files are written one after another. Masks and numbers are the same.
 """
 
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 from service.errors import InsufficientMemory
 from service.imaging.geometry import Geometry
+from service.imaging.volume import Notice, Volume
 from service.inference.grid import whole_grid
 from service.inference.manifest import Manifest
+from service.inference.spool import IN_MEMORY_BYTES
+from service.reporting.outputs import NO_DICOM, OutputPlan
+from service.request import Output, SegType
 
-# Float arrays as large as the model grid while a label goes back to the source: logits, probability, margin.
-_ARRAYS_OF_A_LABEL = 3
+LOW_MEMORY = "memory-low"
+"""The code of the notice that a job ran in the leaner way."""
+
 # Of a label's logits those near its surface are kept. Random weights, whose masks are all surface, keep about
 # an eighth.
 _KEPT_SHARE = 0.125
+# Labels lie in boxes; an anatomical one fills an eighth of a scan at most, on the average.
+_BOX_SHARE = 0.125
+# The largest of them, which may fill the scan, for each voxel of the model grid: its mask before and after the rules,
+# and its components; and for each voxel of the scan, while it is measured: its mask and its HU.
+_BYTES_OF_A_LABEL, _MEASURED_BYTES = 7, 3
+# For each voxel of the scan: where segments overlap; a label map, renumbered, and read back again; outlines.
+_BINARY_BYTES, _LABELMAP_BYTES, _STRUCTURE_SET_BYTES = 1.5, 4.0, 0.5
+# Rows that resampling works on at once, on the model grid.
+_BLOCK_ROWS = 32
 # What does not grow with the scan: buffers of engine and decoders, the picture, what numpy and torch allocate once.
 _FIXED_BYTES = 200 * 1024**2
 
@@ -23,44 +42,101 @@ _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def admit(geometry: Geometry, manifest: Manifest, labels: int) -> None:
-    """Return when a job on a scan of this geometry, with so many labels predicted, fits into what is free now.
+def admit(geometry: Geometry, manifest: Manifest, labels: int, outputs: OutputPlan = NO_DICOM) -> bool:
+    """Whether a job on a scan of this geometry, with so many labels predicted, has to run in the leaner way.
 
-    Raises InsufficientMemory when it does not. A machine that does not tell what is free lets every scan pass.
+    False where all fits into what is free now, and on a machine that does not tell what is. Raises InsufficientMemory
+    when it does not fit either way.
     """
-    needed, free = predicted_bytes(geometry, manifest, labels), available_bytes()
-    if free is not None and needed > free:
-        i, j, k = geometry.shape
-        raise InsufficientMemory(
-            f"The scan ({i} x {j} x {k} voxels, {labels} labels) needs about {needed / 1e9:.1f} GB of memory and the "
-            f"worker has {free / 1e9:.1f} GB free. Send fewer slices or ask for fewer targets, or give the worker more."
-        )
+    free = available_bytes()
+    if free is None or predicted_bytes(geometry, manifest, labels, outputs) <= free:
+        return False
+    needed = predicted_bytes(geometry, manifest, labels, outputs, lean=True)
+    if needed <= free:
+        return True
+    i, j, k = geometry.shape
+    raise InsufficientMemory(
+        f"The scan ({i} x {j} x {k} voxels, {labels} labels) needs about {needed / 1e9:.1f} GB of memory and the "
+        f"worker has {free / 1e9:.1f} GB free. Send fewer slices or ask for fewer targets, or give the worker more."
+    )
 
 
-def predicted_bytes(geometry: Geometry, manifest: Manifest, labels: int) -> int:
+def leaner(volume: Volume, folder: Path) -> Volume:
+    """The volume with its voxels on the disk of `folder`, and a notice of it. Nothing is left there afterwards.
+
+    Raises OSError when the disk is full.
+    """
+    notice = Notice(
+        LOW_MEMORY,
+        "The worker had little memory: the scan was read from the disk again and files were written one after another. "
+        "Masks and numbers are the same.",
+    )
+    return replace(volume.on_disk(folder), notices=(*volume.notices, notice))
+
+
+def predicted_bytes(
+    geometry: Geometry, manifest: Manifest, labels: int, outputs: OutputPlan = NO_DICOM, *, lean: bool = False
+) -> int:
     """The most that a job takes at a time, beyond the open model, with masks as anatomy has them.
 
-    The stages follow each other, and the largest counts: resampling to the model grid, the network, the way back.
-    Random weights, with which every label fills the scan, can take more.
+    The stages follow each other, and the largest counts: resampling to the model grid, the network, the way back,
+    measuring, writing. Random weights, with which every label fills the scan, can take more.
     """
+    scan = 2 * prod(geometry.shape)
+    bits = round(_BOX_SHARE * labels * prod(geometry.shape) / 8)
+    stages = (
+        _preprocessing(geometry, manifest),
+        _inference(geometry, manifest, labels),
+        bits + _postprocessing(geometry, manifest, labels),
+        bits + _MEASURED_BYTES * prod(geometry.shape),
+        bits + _writing(geometry, outputs, one_by_one=lean),
+    )
+    return _FIXED_BYTES + (max(scan, *stages) if lean else scan + max(stages))
+
+
+def _preprocessing(geometry: Geometry, manifest: Manifest) -> int:
+    """The scan on the model grid, and its crop or the intermediates of a block."""
     grid = whole_grid(geometry, manifest.preprocessing.spacing_mm)
-    _, n1, n2 = (geometry.shape[axis] for axis in grid.to_ras.axes)
+    n0, n1, n2 = (geometry.shape[axis] for axis in grid.to_ras.axes)
     m0, m1, m2 = grid.whole
-    model_grid = 4 * m0 * m1 * m2
-    source = prod(geometry.shape)
+    sources = min(n0, -(-_BLOCK_ROWS * n0 // m0) + 4)
+    block = 4 * n2 * (n1 * (sources + _BLOCK_ROWS) + m1 * _BLOCK_ROWS)
+    return 4 * m0 * m1 * m2 + max(block, 4 * m0 * m1 * m2)
 
-    resampled_twice = 4 * m0 * m1 * n2  # one axis after another
-    preprocessing = resampled_twice + max(4 * m0 * n1 * n2, model_grid)
 
+def _inference(geometry: Geometry, manifest: Manifest, labels: int) -> int:
+    """The scan on the model grid, the logits that windows may still touch, and those that are kept."""
+    m0, m1, m2 = whole_grid(geometry, manifest.preprocessing.spacing_mm).whole
     stride, roi = manifest.backbone.feature_stride, manifest.sliding_window.roi_size
     f0, f1 = (-(-max(m, edge) // stride) for m, edge in zip((m0, m1), roi[:2], strict=True))
-    accumulator = 4 * (labels + 1) * f0 * f1 * (roi[2] // stride)
-    kept = round(_KEPT_SHARE * labels * model_grid / stride**3)
-    inference = model_grid + accumulator + kept
+    # One label's more than once, while it is decided what to keep of them; and one window's.
+    accumulator = 4 * (labels + 4) * f0 * f1 * (roi[2] // stride)
+    window = 4 * labels * prod(roi) // stride**3
+    return 4 * m0 * m1 * m2 + accumulator + window + _kept(geometry, manifest, labels)
 
-    packed = source * (4 if labels <= 32 else 8)
-    postprocessing = packed + kept + _ARRAYS_OF_A_LABEL * model_grid
-    return _FIXED_BYTES + 2 * source + max(preprocessing, inference, postprocessing)
+
+def _postprocessing(geometry: Geometry, manifest: Manifest, labels: int) -> int:
+    """The kept logits and one label."""
+    model_grid = prod(whole_grid(geometry, manifest.preprocessing.spacing_mm).whole)
+    return _kept(geometry, manifest, labels) + _BYTES_OF_A_LABEL * model_grid
+
+
+def _kept(geometry: Geometry, manifest: Manifest, labels: int) -> int:
+    model_grid = prod(whole_grid(geometry, manifest.preprocessing.spacing_mm).whole)
+    kept = round(_KEPT_SHARE * labels * 4 * model_grid / manifest.backbone.feature_stride**3)
+    return min(kept, IN_MEMORY_BYTES)
+
+
+def _writing(geometry: Geometry, outputs: OutputPlan, *, one_by_one: bool) -> int:
+    """The DICOM objects, at once or one after another; all other files are written in slabs."""
+    if outputs.source is None:
+        return 0
+    segmentation = _LABELMAP_BYTES if outputs.seg_type is SegType.LABELMAP else _BINARY_BYTES
+    a_voxel = [
+        segmentation if outputs.wanted & {Output.SEG, Output.SR} else 0.0,
+        _STRUCTURE_SET_BYTES if Output.RTSTRUCT in outputs.wanted else 0.0,
+    ]
+    return round((max(a_voxel) if one_by_one else sum(a_voxel)) * prod(geometry.shape))
 
 
 def available_bytes() -> int | None:

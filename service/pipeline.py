@@ -6,7 +6,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from service.admission import admit
+from service.admission import admit, leaner
 from service.imaging.limits import ReadLimits
 from service.imaging.study import read_study, read_volume, select_ct_series
 from service.imaging.volume import Volume
@@ -50,12 +50,14 @@ def segment_study(
         study = read_study(upload, Path(scratch), limits)
         series = select_ct_series(study, request.series)
         outputs = plan_outputs(request, series)
-        admit(series.geometry, manifest, len(predictor.labels))
+        lean = admit(series.geometry, manifest, len(predictor.labels), outputs)
         volume = outputs.noted_on(read_volume(series, partial(watch, Stage.READING)))
+        if lean:
+            volume = leaner(volume, out_dir)
 
     watch(Stage.PREPROCESSING, 0.0)
     windows = manifest.sliding_window.with_overlap(request.window_overlap)
-    prediction = predict(preprocess(volume, manifest.preprocessing), model, predictor, windows, watch)
+    prediction = predict(preprocess(volume, manifest.preprocessing), model, predictor, windows, watch, out_dir)
     engine, notices = prediction.engine, prediction.notices
     masks = restore_masks(
         prediction.logits,
@@ -65,10 +67,9 @@ def segment_study(
         postprocessing=request.postprocessing,
         progress=watch,
     )
-    del prediction  # nothing below needs its logits, and they are as large as the masks
     findings = measure(volume, masks, _provenance(volume, masks, model, engine, request), watch, notices)
     findings = _with_timings(findings, watch)
-    write_artifacts(out_dir, volume, masks, findings, outputs, watch)
+    write_artifacts(out_dir, volume, masks, findings, outputs, watch, one_by_one=lean)
     return findings
 
 

@@ -1,7 +1,10 @@
 """A CT volume in Hounsfield units, with its geometry and its provenance."""
 
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,3 +89,14 @@ class Volume:
     frame_numbers: tuple[int, ...] | None = None
     candidates: tuple[Candidate, ...] = ()
     acquisition: Acquisition | None = None
+
+    def on_disk(self, folder: Path) -> Self:
+        """The same volume, its voxels mapped from a file in `folder` that has no name and ends with them.
+
+        Raises OSError when the disk is full.
+        """
+        order: Literal["C", "F"] = "F" if self.hu.flags.f_contiguous else "C"
+        with tempfile.TemporaryFile(dir=folder) as file:
+            (self.hu.T if order == "F" else self.hu).tofile(file)
+            hu = np.memmap(file, self.hu.dtype, mode="r", shape=self.hu.shape, order=order)
+        return replace(self, hu=hu.view(np.ndarray))

@@ -51,6 +51,14 @@ class ClosestRAS:
             found[axis] = slice(n - box[a].stop, n - box[a].start) if flip else box[a]
         return found[0], found[1], found[2]
 
+    def box_of_source(self, box: Box, source_shape: Shape) -> Box:
+        """The box of the view that covers `box` of the source array; undoes `source_box`."""
+        i, j, k = (
+            slice(source_shape[axis] - box[axis].stop, source_shape[axis] - box[axis].start) if flip else box[axis]
+            for axis, flip in zip(self.axes, self.reversed, strict=True)
+        )
+        return i, j, k
+
     def source_array(self, seen: NDArray[_Scalar]) -> NDArray[_Scalar]:
         """An array along the closest RAS axes as the source would hold it; undoes `view`."""
         i, j, k = (slice(None, None, -1) if flip else slice(None) for flip in self.reversed)

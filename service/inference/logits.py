@@ -5,13 +5,13 @@ grid beyond its mask. So of every slab that leaves the sliding windows those blo
 the label's threshold, and the rest is forgotten; deep inside an organ it is enough to know that one is inside. The
 masks are those that all logits would give.
 
-What is kept is found where the slabs are, on a GPU or not; only that goes to the memory of the host.
+What is kept is found where the slabs are, on a GPU or not; only that goes to the host, into a spool.
 
 Legend: C labels, X Y Z the feature grid, which has one voxel for `stride` voxels of the model grid along each axis;
 E the edge of a block.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.nn.functional import max_pool3d, pad
 
 from service.inference.grid import Box, ModelGrid, box_shape, relative
 from service.inference.manifest import Label
+from service.inference.spool import Spool
 
 Float32 = NDArray[np.float32]
 
@@ -50,8 +51,8 @@ class Slab:
 class LabelLogits:
     """One label's logits on the feature grid, as far as they are kept.
 
-    A layer has the kept blocks of E planes, float32 (n, E, E, E), and `numbers` int32 (X/E, Y/E), rounded up: a block's
-    number among them, or that it was forgotten or lies inside. `above` is the box around all voxels that exceed the
+    A layer reads the kept blocks of E planes, float32 (n, E, E, E); its `numbers` int32 (X/E, Y/E), rounded up, say
+    which of them a block is, or that it was forgotten or lies inside. `above` is the box around all voxels above the
     threshold, None without any.
     """
 
@@ -67,7 +68,8 @@ class LabelLogits:
             numbers = layer.numbers[x, y]
             by_block[numbers == _INSIDE_BLOCK] = INSIDE
             kept = numbers >= 0
-            by_block[kept] = layer.blocks[numbers[kept]]
+            if kept.any():
+                by_block[kept] = layer.blocks()[numbers[kept]]
         i, j, k = (n * BLOCK_EDGE for n in covered)
         first = (slice(x.start * BLOCK_EDGE, 0), slice(y.start * BLOCK_EDGE, 0), slice(z.start * BLOCK_EDGE, 0))
         return values.reshape(i, j, k)[relative(box, first)]
@@ -78,17 +80,17 @@ class Layer:
     """See LabelLogits."""
 
     numbers: NDArray[np.int32]
-    blocks: Float32
+    blocks: Callable[[], Float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Logits:
-    """Logits of `labels` on the feature grid of `grid`; `kept` has those of each label."""
+    """Logits of `labels` on the feature grid of `grid`; `kept` has those of each channel that is not forgotten yet."""
 
     labels: tuple[Label, ...]
     stride: int
     grid: ModelGrid
-    kept: tuple[LabelLogits, ...]
+    kept: dict[int, LabelLogits]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -96,14 +98,21 @@ class Logits:
         x, y, z = (-(-n // self.stride) for n in self.grid.shape)
         return x, y, z
 
+    def forget(self, channel: int) -> None:
+        """Give back the memory of one label's logits, which will not be asked for again."""
+        del self.kept[channel]
 
-def gather_logits(slabs: Iterable[Slab], labels: tuple[Label, ...], stride: int, grid: ModelGrid) -> Logits:
-    """Keeps of each slab what matters. The slabs come in order and leave no plane out."""
-    gatherers = [_Gatherer(label) for label in labels]
+
+def gather_logits(
+    slabs: Iterable[Slab], labels: tuple[Label, ...], stride: int, grid: ModelGrid, spool: Spool | None = None
+) -> Logits:
+    """Keeps of each slab what matters, in the spool. The slabs come in order and leave no plane out."""
+    spool = spool or Spool()
+    gatherers = [_Gatherer(label, spool) for label in labels]
     for slab in slabs:
         for gatherer, values in zip(gatherers, slab.values, strict=True):
             gatherer.add(slab.start, values)
-    return Logits(labels, stride, grid, tuple(gatherer.finish() for gatherer in gatherers))
+    return Logits(labels, stride, grid, dict(enumerate(gatherer.finish() for gatherer in gatherers)))
 
 
 def logit(probability: float) -> np.float32:
@@ -114,7 +123,8 @@ def logit(probability: float) -> np.float32:
 class _Gatherer:
     """Takes one label's planes from z = 0 up, and decides on a layer of blocks as soon as the next one is there."""
 
-    def __init__(self, label: Label) -> None:
+    def __init__(self, label: Label, spool: Spool) -> None:
+        self._spool = spool
         self._cut = float(logit(label.threshold))
         # Of a lesion every probability is looked at, of an organ only those near its surface.
         self._keeps_inside = label.kind.is_lesion
@@ -174,7 +184,7 @@ class _Gatherer:
             numbers = np.where(is_inside, np.int32(_INSIDE_BLOCK), np.int32(_FORGOTTEN_BLOCK))
             count = int(np.count_nonzero(is_kept))
             numbers[is_kept] = np.arange(count)
-            self._layers.append(Layer(numbers, blocks[first : first + count]))
+            self._layers.append(Layer(numbers, self._spool.put(blocks[first : first + count])))
             first += count
 
 

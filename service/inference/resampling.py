@@ -47,25 +47,24 @@ def axis_weights(
 def resample(volume: NDArray[np.generic], weights: AxisWeights) -> Float32:
     """The volume (n0, n1, n2), of any real dtype, multiplied by weights[a] along each axis a: float32.
 
-    Holds the result, one intermediate of at most the same size or the input's, and a few slices more.
+    Block by block along the first axis: beside the result only the intermediates of one block are held, and an int16
+    scan never exists in float32 as a whole.
     """
     w0, w1, w2 = (torch.from_numpy(w) for w in weights)
+    blocks_0, blocks_1, blocks_2 = (_blocks(w) for w in weights)
+    resampled = torch.empty((len(w0), len(w1), len(w2)), dtype=torch.float32)
     with torch.inference_mode():
-        first = torch.empty((len(w0), *volume.shape[1:]), dtype=torch.float32)
-        for rows, columns in _blocks(weights[0]):
-            # Converted block by block, so that an int16 scan never exists in float32 as a whole.
-            part = torch.from_numpy(np.array(volume[columns], dtype=np.float32, order="C"))
-            torch.mm(w0[rows, columns], part.view(len(part), -1), out=first[rows].view(rows.stop - rows.start, -1))
-        second = torch.empty((len(w0), len(w1), volume.shape[2]), dtype=torch.float32)
-        for rows, columns in _blocks(weights[1]):
-            second[:, rows] = torch.matmul(w1[rows, columns], first[:, columns])
-        del first
-        third = torch.empty((len(w0), len(w1), len(w2)), dtype=torch.float32)
-        flat_in, flat_out = second.view(-1, volume.shape[2]), third.view(-1, len(w2))
-        for rows, columns in _blocks(weights[2]):
-            flat_out[:, rows] = torch.mm(flat_in[:, columns], w2[rows, columns].T)
-    resampled: Float32 = third.numpy()
-    return resampled
+        for rows_0, columns_0 in blocks_0:
+            part = torch.from_numpy(np.array(volume[columns_0], dtype=np.float32, order="C"))
+            first = torch.mm(w0[rows_0, columns_0], part.view(len(part), -1)).view(-1, *volume.shape[1:])
+            second = torch.empty((len(first), len(w1), volume.shape[2]), dtype=torch.float32)
+            for rows, columns in blocks_1:
+                second[:, rows] = torch.matmul(w1[rows, columns], first[:, columns])
+            flat_in, flat_out = second.view(-1, volume.shape[2]), resampled[rows_0].view(-1, len(w2))
+            for rows, columns in blocks_2:
+                flat_out[:, rows] = torch.mm(flat_in[:, columns], w2[rows, columns].T)
+    values: Float32 = resampled.numpy()
+    return values
 
 
 def _blocks(weights: Float32) -> list[tuple[slice, slice]]:

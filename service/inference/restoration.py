@@ -1,7 +1,7 @@
 """From logits on the feature grid to masks on the exact grid of the source.
 
 Label by label: upsample the logits where they can matter, threshold, post-process on the model grid, and carry the mask
-to the source grid inside its own bounding box. Memory is bounded by one label, plus the packed result and the hosts.
+to the source grid inside its own bounding box. Floats exist for a slab of one label at a time; whole labels are bits.
 
 LINEAR carries the probability, not the mask: what is interpolated is its distance to the threshold, positive inside the
 post-processed mask and negative outside, so a voxel that post-processing removed stays removed. A boolean mask would
@@ -13,9 +13,9 @@ themselves stay as predicted, so at a host's surface a lesion may reach beyond i
 lesions overlap by design, and nothing is cut from either.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from service.imaging.geometry import Geometry, Shape
 from service.inference.grid import Box, ModelGrid, absolute, bounding_box, box_shape, grown, intersection, relative
 from service.inference.logits import Logits, logit
 from service.inference.manifest import Interpolation, Label, MinVolume, Rule
-from service.inference.masks import LesionProbability, Masks, Packed, bit_mask, empty_packed, has_bit
+from service.inference.masks import LabelMask, Masks
 from service.inference.postprocessing import BoxedMask, Companions, apply_rules, components_of_at_least
 from service.inference.resampling import axis_weights, resample
 from service.progress import Progress, Stage, no_progress
@@ -37,8 +37,8 @@ Float32 = NDArray[np.float32]
 # the rules; on the source grid a component is a fragment below this share of it.
 _FRAGMENT_SHARE = 0.5
 
-# Slices of the source that are interpolated at once; bounds the float32 copy of a large mask.
-_SLAB = 64
+# Planes that are held as floats at once, of a label that may fill the scan.
+_SLAB = 32
 
 
 def restore_masks(
@@ -54,42 +54,44 @@ def restore_masks(
 
     `labels` are some or all of logits.labels; the others serve as companions only. `mask_interpolation` is LINEAR or
     NEAREST (the mask's closest voxel). `postprocessing` names the rules. `progress` is told after each label.
+
+    The logits are used up: those of a label are forgotten as soon as no other label needs them.
     """
-    to_ras = logits.grid.to_ras
     back = _WayBack(logits.grid, onto)
-    packed = empty_packed(onto.shape, len(labels))
-    seen = to_ras.view(packed)
-    probabilities: dict[str, LesionProbability] = {}
+    found: dict[str, LabelMask] = {}
+    probabilities: dict[str, NDArray[np.uint8]] = {}
     finished: dict[str, BoxedMask | None] = {}
-    needed = {name for label in logits.labels for name in label.companions(postprocessing)}
     companions = Companions(partial(_predicted, logits), finished)
 
     channels = _in_order_of_need(logits.labels, postprocessing)
+    last_use = _last_use(logits.labels, channels, postprocessing)
     progress(Stage.POSTPROCESSING, 0.0)
     for done, channel in enumerate(channels, 1):
         label = logits.labels[channel]
         region = _above_threshold(logits, channel)
-        predicted = None if region is None else region.mask(label.threshold)
         rules = label.postprocessing.chosen(postprocessing)
         probability = partial(_probability_in, logits, channel, region)
+        predicted = None if region is None else region.mask(label.threshold)
         mask = apply_rules(predicted, label, rules, logits.grid.geometry, companions, probability)
-        if label.name in needed:
-            finished[label.name] = mask
+        finished[label.name] = mask
         if mask is not None and label in labels:
             region = _around(logits, channel, region, mask)
             if mask_interpolation is Interpolation.NEAREST:
-                field = _Field(back.on_whole_grid(mask.box), mask.inside, level=0.5)
+                field = _closest_voxel(mask, back)
             else:
                 field = _signed_margin(region, mask, label.threshold, back)
-            bit = labels.index(label)
-            box = back.write(field, bit, seen, mask_interpolation)
-            if box is not None:
-                box = _without_fragments(seen, bit, box, _least_ml(rules) * _FRAGMENT_SHARE / onto.voxel_volume_ml)
+            on_source = back.mask(field, mask_interpolation)
+            _drop_fragments(on_source, _least_ml(rules) * _FRAGMENT_SHARE / onto.voxel_volume_ml)
+            found[label.name] = on_source
+            box = on_source.bounds()
             if label.kind.is_lesion and box is not None:
-                on_source = to_ras.source_array(back.probability(region, box))
-                probabilities[label.name] = LesionProbability(to_ras.source_box(box, onto.shape), on_source)
+                probabilities[label.name] = back.probability(region, box)[on_source.read(box)]
+        for needless in last_use[channel]:
+            logits.forget(needless)
+            finished.pop(logits.labels[needless].name, None)
         progress(Stage.POSTPROCESSING, done / len(channels))
-    return Masks(tuple(labels), packed, onto, probabilities)
+    nothing = LabelMask(None)
+    return Masks(tuple(labels), tuple(found.get(label.name, nothing) for label in labels), onto, probabilities)
 
 
 def _least_ml(rules: Sequence[Rule]) -> float:
@@ -97,16 +99,22 @@ def _least_ml(rules: Sequence[Rule]) -> float:
     return max((rule.ml for rule in rules if isinstance(rule, MinVolume)), default=0.0)
 
 
-def _without_fragments(packed: Packed, bit: int, box: Box, least_voxels: float) -> Box | None:
-    """Clears `bit` in the components inside `box` with fewer voxels; the box of what is left."""
-    if least_voxels <= 1.0:
-        return box
-    mask = has_bit(packed[box], bit)
-    kept = components_of_at_least(mask, least_voxels)
-    view = packed[box]
-    np.bitwise_and(view, ~bit_mask(packed, bit), out=view, where=mask & ~kept)
-    tight = bounding_box(kept)
-    return None if tight is None else absolute(tight, box)
+def _drop_fragments(mask: LabelMask, least_voxels: float) -> None:
+    """Clears the components with fewer voxels."""
+    box = mask.bounds() if least_voxels > 1.0 else None
+    if box is not None:
+        inside = mask.read(box)
+        mask.remove(box, inside & ~components_of_at_least(inside, least_voxels))
+
+
+def _last_use(labels: Sequence[Label], channels: Sequence[int], postprocessing: str) -> dict[int, list[int]]:
+    """For each channel, in the order in which they are worked on, those that nobody needs any more after it."""
+    number = {label.name: channel for channel, label in enumerate(labels)}
+    last = {}
+    for channel in channels:
+        for needed in (channel, *(number[name] for name in labels[channel].companions(postprocessing))):
+            last[needed] = channel
+    return {channel: [needed for needed, user in last.items() if user == channel] for channel in channels}
 
 
 def _in_order_of_need(labels: Sequence[Label], postprocessing: str) -> list[int]:
@@ -129,40 +137,61 @@ def _predicted(logits: Logits, name: str) -> BoxedMask | None:
 class _Region:
     """A label's logits on the (cropped) model grid, in a box outside which they do not exceed the threshold.
 
-    The box is a voxel larger than what exceeds it, as far as the crop reaches.
+    The box is a voxel larger than what exceeds it, as far as the crop reaches. Logits are upsampled where they are
+    asked for, so that a label that fills the scan is never held as floats.
     """
 
+    logits: Logits
+    channel: int
     box: Box
-    logits: Float32
 
     def mask(self, threshold: float) -> BoxedMask | None:
         """Where the probability exceeds the threshold."""
-        return BoxedMask.trimmed(self.box, self.logits > logit(threshold))
+        inside = np.empty(box_shape(self.box), np.bool_)
+        for slab in _slabs(self.box, axis=0, thickness=_SLAB):
+            np.greater(self._read(slab), logit(threshold), out=inside[relative(slab, self.box)])
+        return BoxedMask.trimmed(self.box, inside)
 
-    @cached_property
-    def probability(self) -> Float32:
-        """Probability, 0 to 1, in the whole box."""
-        probability = np.array(self.logits, order="C")
+    def probability(self, box: Box) -> Float32:
+        """Probability, 0 to 1, in a part of the box."""
+        probability = np.array(self._read(box), order="C")
         torch.from_numpy(probability).sigmoid_()
         return probability
+
+    def _read(self, box: Box) -> Float32:
+        kept, stride = self.logits.kept[self.channel], self.logits.stride
+        if stride == 1:
+            return kept.read(box)
+        feature_shape = self.logits.shape
+        x, y, z = (slice(side.start // stride, -(-side.stop // stride)) for side in box)
+        sources = grown((x, y, z), (1, 1, 1), feature_shape)  # the outer half of a feature voxel leans on its neighbour
+        w0, w1, w2 = (
+            # The centre of model voxel i lies at (i + 0.5) / stride - 0.5 on the feature grid.
+            axis_weights(n, (np.arange(out.start, out.stop) + 0.5) / stride - 0.5, Interpolation.LINEAR)[:, side]
+            for n, out, side in zip(feature_shape, box, sources, strict=True)
+        )
+        return resample(kept.read(sources), (w0, w1, w2))
 
 
 @dataclass(frozen=True, eq=False)
 class _Field:
-    """Values on the whole model grid, 0 outside `box`; the mask is where they exceed `level`."""
+    """Values on the whole model grid, 0 outside `box`; the mask is where they exceed `level`.
+
+    `values` gives those of a part of the box.
+    """
 
     box: Box
-    values: Float32 | NDArray[np.bool_]
+    values: Callable[[Box], Float32 | NDArray[np.bool_]]
     level: float
 
 
 def _above_threshold(logits: Logits, channel: int) -> _Region | None:
-    """The label's logits, upsampled only around the feature voxels that exceed its threshold; None without any.
+    """The region around the feature voxels that exceed the label's threshold; None without any.
 
     Linear interpolation never exceeds its neighbours, so nothing is lost.
     """
     above = logits.kept[channel].above
-    return None if above is None else _upsampled(logits, channel, above)
+    return None if above is None else _region(logits, channel, above)
 
 
 def _around(logits: Logits, channel: int, region: _Region | None, mask: BoxedMask) -> _Region:
@@ -170,59 +199,74 @@ def _around(logits: Logits, channel: int, region: _Region | None, mask: BoxedMas
     if region is not None and intersection(mask.box, region.box) == mask.box:
         return region
     i, j, k = (slice(side.start // logits.stride, -(-side.stop // logits.stride)) for side in mask.box)
-    return _upsampled(logits, channel, (i, j, k))
+    return _region(logits, channel, (i, j, k))
+
+
+def _region(logits: Logits, channel: int, above: Box) -> _Region:
+    """The part of the model grid that a box of the feature grid and one voxel more on each side cover."""
+    x, y, z = (
+        slice(side.start * logits.stride, min(side.stop * logits.stride, n))
+        for side, n in zip(grown(above, (1, 1, 1), logits.shape), logits.grid.shape, strict=True)
+    )
+    return _Region(logits, channel, (x, y, z))
 
 
 def _probability_in(logits: Logits, channel: int, region: _Region | None, mask: BoxedMask) -> Float32:
     """Probability, 0 to 1, of a channel in the box of a mask."""
-    around = _around(logits, channel, region, mask)
-    return around.probability[relative(mask.box, around.box)]
+    return _around(logits, channel, region, mask).probability(mask.box)
 
 
-def _upsampled(logits: Logits, channel: int, above: Box) -> _Region:
-    """The label's logits on the model grid in a box of the feature grid and one voxel more on each side."""
-    stride, shape, feature_shape = logits.stride, logits.grid.shape, logits.shape
-    covered = grown(above, (1, 1, 1), feature_shape)
-    x, y, z = (slice(side.start * stride, min(side.stop * stride, n)) for side, n in zip(covered, shape, strict=True))
-    box = (x, y, z)
-    if stride == 1:
-        return _Region(box, logits.kept[channel].read(covered))
-    sources = grown(covered, (1, 1, 1), feature_shape)  # the outer half of a feature voxel leans on its neighbour
-    w0, w1, w2 = (
-        # The centre of model voxel i lies at (i + 0.5) / stride - 0.5 on the feature grid.
-        axis_weights(n, (np.arange(out.start, out.stop) + 0.5) / stride - 0.5, Interpolation.LINEAR)[:, side]
-        for n, out, side in zip(feature_shape, box, sources, strict=True)
-    )
-    return _Region(box, resample(logits.kept[channel].read(sources), (w0, w1, w2)))
+def _closest_voxel(mask: BoxedMask, back: "_WayBack") -> _Field:
+    """The mask itself, to be read at the closest voxel."""
+    box = back.on_whole_grid(mask.box)
+    return _Field(box, lambda part: mask.inside[relative(part, box)], level=0.5)
 
 
 def _signed_margin(region: _Region, mask: BoxedMask, threshold: float, back: "_WayBack") -> _Field:
     """|probability - threshold|, positive inside the mask and negative outside; the mask's box and one voxel more."""
-    box = back.margin_around(mask.box)
-    margin = np.full(box_shape(box), -threshold, np.float32)  # beyond the crop the probability is 0
-    known = intersection(box, back.on_whole_grid(region.box))
-    assert known is not None
-    # Every step in place: the box of a large organ is a good part of the scan.
-    outside = margin[relative(known, box)]
-    np.subtract(region.probability[relative(known, back.on_whole_grid(region.box))], np.float32(threshold), out=outside)
-    np.negative(np.abs(outside, out=outside), out=outside)
-    inside = margin[relative(back.on_whole_grid(mask.box), box)]
-    np.negative(inside, out=inside, where=mask.inside)
-    # Never 0 inside, so that a voxel keeps its label where source and model grid coincide.
-    np.maximum(inside, np.float32(1e-6), out=inside, where=mask.inside)
-    return _Field(box, margin, level=0.0)
+    known_box, mask_box = back.on_whole_grid(region.box), back.on_whole_grid(mask.box)
+
+    def margin_in(box: Box) -> Float32:
+        margin = np.full(box_shape(box), -threshold, np.float32)  # beyond the crop the probability is 0
+        known = intersection(box, known_box)
+        if known is not None:
+            outside = margin[relative(known, box)]
+            probability = region.probability(absolute(relative(known, known_box), region.box))
+            np.subtract(probability, np.float32(threshold), out=outside)
+            np.negative(np.abs(outside, out=outside), out=outside)
+        marked = intersection(box, mask_box)
+        if marked is not None:
+            inside, where = margin[relative(marked, box)], mask.inside[relative(marked, mask_box)]
+            np.negative(inside, out=inside, where=where)
+            # Never 0 inside, so that a voxel keeps its label where source and model grid coincide.
+            np.maximum(inside, np.float32(1e-6), out=inside, where=where)
+        return margin
+
+    return _Field(back.margin_around(mask.box), margin_in, level=0.0)
+
+
+def _slabs(box: Box, axis: int, thickness: int) -> Iterator[Box]:
+    """Parts of a box, so thick along one axis."""
+    for start in range(box[axis].start, box[axis].stop, thickness):
+        slab = list(box)
+        slab[axis] = slice(start, min(start + thickness, box[axis].stop))
+        yield slab[0], slab[1], slab[2]
 
 
 class _WayBack:
     """From the model grid to the source's voxels, both along the closest RAS axes."""
 
     def __init__(self, grid: ModelGrid, source: Geometry) -> None:
+        self._to_ras = grid.to_ras
+        self._source_shape = source.shape
         self._shape: Shape = grid.to_ras.geometry(source).shape
         self._crop = grid.crop
         self._whole = grid.whole
         # Source voxel i lies at i * step on the (whole, uncropped) model grid, behind the shift of its slice.
         self._steps = grid.steps
         self._shear = grid.shear
+        # Where each slice has its own shift, they go one by one.
+        self._axis, self._thickness = (0, _SLAB) if grid.shear is None else (grid.shear.axis, 1)
 
     def on_whole_grid(self, box: Box) -> Box:
         """A box of the cropped model grid in voxels of the whole one."""
@@ -232,29 +276,34 @@ class _WayBack:
         """A box of the cropped model grid and one voxel more on each side, in voxels of the whole one."""
         return grown(self.on_whole_grid(box), (1, 1, 1), self._whole)
 
-    def write(self, field: _Field, bit: int, packed: Packed, interpolation: Interpolation) -> Box | None:
-        """Set `bit` in `packed` (along the closest RAS axes) where the field's mask is; the box of what was set."""
-        written: list[Box] = []
-        for slab in self._slabs(self._reach(field.box)):
+    def mask(self, field: _Field, interpolation: Interpolation) -> LabelMask:
+        """The field's mask on the source grid."""
+        reach = self._reach(field.box)
+        mask = LabelMask(self._on_source(reach))
+        for slab in _slabs(reach, self._axis, self._thickness):
             hit = self._sampled(field.values, field.box, slab, interpolation) > field.level
             tight = bounding_box(hit)
             if tight is not None:
-                view = packed[absolute(tight, slab)]
-                np.bitwise_or(view, bit_mask(packed, bit), out=view, where=hit[tight])
-                written.append(absolute(tight, slab))
-        if not written:
-            return None
-        i, j, k = (slice(min(box[a].start for box in written), max(box[a].stop for box in written)) for a in range(3))
-        return i, j, k
+                mask.add(self._on_source(absolute(tight, slab)), self._to_ras.source_array(hit[tight]))
+        return mask
 
     def probability(self, region: _Region, box: Box) -> NDArray[np.uint8]:
-        """Probability (0 to 255) of a label in `box` of the source, along the closest RAS axes."""
+        """Probability (0 to 255) of a label in `box` of the source."""
         scaled = np.empty(box_shape(box), np.uint8)
+        seen, around = self._to_ras.view(scaled), self._to_ras.box_of_source(box, self._source_shape)
         inside = self.on_whole_grid(region.box)
-        for slab in [box] if self._shear is None else self._slabs(box):
-            sampled = self._sampled(region.probability, inside, slab, Interpolation.LINEAR)
-            scaled[relative(slab, box)] = np.rint(np.clip(sampled * 255.0, 0.0, 255.0))
+        for slab in _slabs(around, self._axis, self._thickness):
+            sampled = self._sampled(
+                lambda part: region.probability(absolute(relative(part, inside), region.box)),
+                inside,
+                slab,
+                Interpolation.LINEAR,
+            )
+            seen[relative(slab, around)] = np.rint(np.clip(sampled * 255.0, 0.0, 255.0))
         return scaled
+
+    def _on_source(self, box: Box) -> Box:
+        return self._to_ras.source_box(box, self._source_shape)
 
     def _reach(self, inside: Box) -> Box:
         """The source voxels that have a voxel of the model box among their neighbours."""
@@ -274,26 +323,20 @@ class _WayBack:
         both = (self._shear.shift(a, 0), self._shear.shift(a, self._shape[self._shear.axis] - 1))
         return min(both), max(both)
 
-    def _slabs(self, box: Box) -> Iterator[Box]:
-        """Parts of a box of the source: thick slabs, or slice by slice where each slice has its own shift."""
-        axis, thickness = (0, _SLAB) if self._shear is None else (self._shear.axis, 1)
-        for start in range(box[axis].start, box[axis].stop, thickness):
-            slab = list(box)
-            slab[axis] = slice(start, min(start + thickness, box[axis].stop))
-            yield slab[0], slab[1], slab[2]
-
     def _sampled(
-        self, values: Float32 | NDArray[np.bool_], inside: Box, slab: Box, interpolation: Interpolation
+        self,
+        values: Callable[[Box], Float32 | NDArray[np.bool_]],
+        inside: Box,
+        slab: Box,
+        interpolation: Interpolation,
     ) -> Float32:
         """Values of the model voxels `inside` at the source voxels of `slab`; model voxels outside count as 0."""
-        if self._shear is not None:
-            near = self._near_slice(inside, slab, self._shear.axis)
-            values, inside = values[relative(near, inside)], near
+        near = self._near_slab(inside, slab)
         x, y, z = (
             axis_weights(whole, self._positions(a, slab), interpolation)[:, side]
-            for a, (whole, side) in enumerate(zip(self._whole, inside, strict=True))
+            for a, (whole, side) in enumerate(zip(self._whole, near, strict=True))
         )
-        return resample(values, (x, y, z))
+        return resample(values(near), (x, y, z))
 
     def _positions(self, a: int, slab: Box) -> NDArray[np.float64]:
         """Where the source voxels of `slab` lie on axis `a` of the whole model grid."""
@@ -302,11 +345,14 @@ class _WayBack:
         positions += shift
         return positions
 
-    def _near_slice(self, inside: Box, slab: Box, axis: int) -> Box:
-        """The part of a model box that a single slice of a tilted source can see; the others have no weight."""
-        side = inside[axis]
-        place = min(slab[axis].start * self._steps[axis], self._whole[axis] - 1.0)
-        first = min(max(int(np.floor(place)) - 1, side.start), side.stop - 1)
+    def _near_slab(self, inside: Box, slab: Box) -> Box:
+        """The part of a model box that a slab of the source can see; all else has no weight."""
+        axis = self._axis
+        side, last_centre = inside[axis], self._whole[axis] - 1.0
+        lowest, highest = (
+            min(place * self._steps[axis], last_centre) for place in (slab[axis].start, slab[axis].stop - 1)
+        )
+        first = min(max(int(np.floor(lowest)) - 1, side.start), side.stop - 1)
         near = list(inside)
-        near[axis] = slice(first, min(max(int(np.ceil(place)) + 2, first + 1), side.stop))
+        near[axis] = slice(first, min(max(int(np.ceil(highest)) + 2, first + 1), side.stop))
         return near[0], near[1], near[2]

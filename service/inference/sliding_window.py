@@ -23,6 +23,7 @@ from service.inference.economy import Economy
 from service.inference.logits import Logits, Slab, gather_logits
 from service.inference.manifest import Label, SlidingWindow
 from service.inference.preprocessing import NetworkInput
+from service.inference.spool import Spool
 from service.progress import Progress, Stage, no_progress
 
 
@@ -64,17 +65,18 @@ def predict_windows(
     sliding_window: SlidingWindow,
     progress: Progress = no_progress,
     economy: Economy | None = None,
+    spool: Spool | None = None,
 ) -> Logits:
     """Logits on the feature grid, those near a label. A scan smaller than a window lies in the middle of background.
 
     `progress` is told after each window and may raise to stop. `economy` is what may be taken of the device's memory,
-    and knows afterwards what was; None: as much as the predictor likes.
+    and knows afterwards what was; None: as much as the predictor likes. `spool` takes the logits.
 
     Raises EngineUnavailable when the engine fails, InsufficientDeviceMemory when the device is too small in any way.
     """
     slabs = blended_slabs(network_input, predictor, sliding_window, progress, economy)
     try:
-        return gather_logits(slabs, predictor.labels, predictor.feature_stride, network_input.grid)
+        return gather_logits(slabs, predictor.labels, predictor.feature_stride, network_input.grid, spool)
     except torch.OutOfMemoryError as error:
         raise InsufficientDeviceMemory(f"The {predictor.device} has too little memory for the scan.") from error
 

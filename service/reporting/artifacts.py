@@ -75,10 +75,13 @@ def write_artifacts(
     findings: Findings,
     plan: OutputPlan = NO_DICOM,
     progress: Progress = no_progress,
+    *,
+    one_by_one: bool = False,
 ) -> tuple[Artifact, ...]:
     """Write every file of the plan into `out_dir` and list them; artifacts.json is the list and is not in it.
 
     `out_dir` is the caller's scratch folder: a failure leaves it half written, so it is shown only when this returns.
+    `one_by_one` spares memory: no two files are written at once.
 
     Raises:
         VerificationFailed: a file, read back, is not the masks.
@@ -86,7 +89,8 @@ def write_artifacts(
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     tasks = _tasks(out_dir, volume, masks, findings, plan)
-    with quiet_pydicom(), ThreadPoolExecutor(max_workers=min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+    threads = 1 if one_by_one else min(_MAX_THREADS, os.cpu_count() or 1)
+    with quiet_pydicom(), ThreadPoolExecutor(max_workers=threads) as pool:
         futures = [pool.submit(task) for _, task in sorted(tasks, key=_longest_first)]
         try:
             for done, future in enumerate(as_completed(futures), start=1):
@@ -140,8 +144,8 @@ def _mask_task(path: Path, masks: Masks, region: Region) -> Callable[[], None]:
     header = nifti_header(masks.geometry, np.uint8, description=region.label.name)
 
     def write() -> None:
-        write_nifti(path, header, mask_slabs(masks, region))
-        verify_nifti(path, masks.geometry, mask_slabs(masks, region))
+        write_nifti(path, header, mask_slabs(masks.geometry, region))
+        verify_nifti(path, masks.geometry, mask_slabs(masks.geometry, region))
 
     return write
 
@@ -166,8 +170,8 @@ def _write_label_map(path: Path, masks: Masks, regions: tuple[Region, ...], find
     dtype = _label_map_dtype(masks)
     order = paint_order(regions, findings)
     header = nifti_header(masks.geometry, dtype, description="label map", labels=masks.labels)
-    write_nifti(path, header, label_map_slabs(masks, order, dtype))
-    verify_nifti(path, masks.geometry, label_map_slabs(masks, order, dtype))
+    write_nifti(path, header, label_map_slabs(masks.geometry, order, dtype))
+    verify_nifti(path, masks.geometry, label_map_slabs(masks.geometry, order, dtype))
 
 
 def paint_order(regions: tuple[Region, ...], findings: Findings) -> tuple[Region, ...]:
@@ -175,7 +179,7 @@ def paint_order(regions: tuple[Region, ...], findings: Findings) -> tuple[Region
     volume_ml = {organ.label: organ.volume_ml for organ in findings.organs}
     volume_ml |= {summary.label: summary.total_volume_ml for summary in findings.lesion_labels}
     return tuple(
-        sorted(regions, key=lambda one: (one.label.kind.is_lesion, -volume_ml[one.label.name], one.bit)),
+        sorted(regions, key=lambda one: (one.label.kind.is_lesion, -volume_ml[one.label.name])),
     )
 
 

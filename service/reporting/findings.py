@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.imaging.volume import Candidate, Notice, Volume
 from service.inference.manifest import Code, Label
-from service.inference.masks import Box, LesionProbability, Masks, has_bit
+from service.inference.masks import Box, LabelMask, Masks
 from service.progress import Progress, Stage, no_progress
 from service.reporting.cautions import cautions
 from service.reporting.diameters import Diameters, measure_component
@@ -50,7 +50,7 @@ def measure(
     Raises:
         ValueError: the masks are not on the volume's grid.
     """
-    if masks.packed.shape != volume.geometry.shape or masks.geometry != volume.geometry:
+    if masks.geometry != volume.geometry:
         raise ValueError("The masks are not on the volume's grid.")
     scan = _Scan(volume, masks, Compass(volume.geometry))
     organs: list[OrganFinding] = []
@@ -104,16 +104,26 @@ class _Scan:
     def volume_ml(self, voxels: int) -> float:
         return round(voxels * self.volume.geometry.voxel_volume_ml, 4)
 
-    def hosts(self, label: Label) -> Iterator[tuple[str, int]]:
-        """Name and bit of the label's hosts that were segmented, the likeliest first."""
-        bits = {other.name: bit for bit, other in enumerate(self.masks.labels)}
-        return ((host, bits[host]) for host in label.hosts if host in bits)
+    def hosts(self, label: Label) -> Iterator[tuple[str, LabelMask]]:
+        """The label's hosts that were segmented, the likeliest first."""
+        masks = {other.name: mask for other, mask in zip(self.masks.labels, self.masks.of_labels, strict=True)}
+        return ((host, masks[host]) for host in label.hosts if host in masks)
 
-    def other_lesions(self, label: Label) -> Iterator[tuple[str, int]]:
-        """Name and bit of the other lesion labels that were segmented."""
+    def probability(self, region: Region) -> NDArray[np.uint8] | None:
+        """Of a lesion label in its box, 0 to 255 for 0 to 1, and 0 outside its mask; None where it is not known."""
+        of_voxels = self.masks.lesion_probability.get(region.label.name)
+        if of_voxels is None:
+            return None
+        mask = region.mask
+        probability = np.zeros(mask.shape, np.uint8)
+        probability[mask] = of_voxels
+        return probability
+
+    def other_lesions(self, label: Label) -> Iterator[tuple[str, LabelMask]]:
+        """The other lesion labels that were segmented."""
         return (
-            (other.name, bit)
-            for bit, other in enumerate(self.masks.labels)
+            (other.name, mask)
+            for other, mask in zip(self.masks.labels, self.masks.of_labels, strict=True)
             if other.kind.is_lesion and other.name != label.name
         )
 
@@ -133,7 +143,7 @@ def _organ(scan: _Scan, region: Region) -> OrganFinding:
             cut_by_field_of_view=False,
             cut_sides=(),
         )
-    hu = scan.volume.hu[box][region.mask(scan.masks)]
+    hu = scan.volume.hu[box][region.mask]
     mean, sd = _mean_and_sd(hu)
     sides = scan.compass.sides_touched(box)
     return OrganFinding(
@@ -151,11 +161,15 @@ def _organ(scan: _Scan, region: Region) -> OrganFinding:
 
 
 def _lesions(scan: _Scan, region: Region) -> Iterator[LesionFinding]:
-    for one in components(region, scan.masks):
-        yield _lesion(scan, region.label, one)
+    probability = scan.probability(region)
+    for one in components(region):
+        inner = tuple(
+            slice(cut.start - first, cut.stop - first) for cut, first in zip(one.box, region.start, strict=True)
+        )
+        yield _lesion(scan, region.label, one, None if probability is None else probability[inner][one.mask])
 
 
-def _lesion(scan: _Scan, label: Label, one: Component) -> LesionFinding:
+def _lesion(scan: _Scan, label: Label, one: Component, probability: NDArray[np.uint8] | None) -> LesionFinding:
     geometry = scan.volume.geometry
     component, box = one.mask, one.box
     start = (box[0].start, box[1].start, box[2].start)
@@ -163,7 +177,7 @@ def _lesion(scan: _Scan, label: Label, one: Component) -> LesionFinding:
     diameters = measure_component(component, start, geometry, scan.slice_axis)
     centroid = np.argwhere(component).mean(axis=0) + start
     host, overlap = _host(scan, label, component, box)
-    mean_probability, max_probability = _probabilities(scan.masks.lesion_probability.get(label.name), component, box)
+    mean_probability, max_probability = _mean_and_max(probability)
     sides = scan.compass.sides_touched(box)
     uids = scan.volume.sop_instance_uids
     longest_axis, perpendicular_axis = _axes_lps_mm(scan, diameters)
@@ -197,35 +211,27 @@ def _lesion(scan: _Scan, label: Label, one: Component) -> LesionFinding:
 
 def _host(scan: _Scan, label: Label, component: NDArray[np.bool_], box: Box) -> tuple[str | None, float]:
     """The host with the most of the lesion's voxels, and the lesion's share in it; of equals the likelier host."""
-    inside = scan.masks.packed[box][component]
     best, most = None, 0
-    for host, bit in scan.hosts(label):
-        shared = int(np.count_nonzero(has_bit(inside, bit)))
+    for host, mask in scan.hosts(label):
+        shared = int(np.count_nonzero(mask.read(box) & component))
         if shared > most:
             best, most = host, shared
-    return best, round(most / inside.size, 3)
+    return best, round(most / int(np.count_nonzero(component)), 3)
 
 
 def _also_labelled(scan: _Scan, label: Label, component: NDArray[np.bool_], box: Box) -> tuple[str, ...]:
     """The other lesion labels whose masks hold at least `SHARED_SHARE` of the lesion's voxels."""
-    inside = scan.masks.packed[box][component]
+    least = SHARED_SHARE * int(np.count_nonzero(component))
     return tuple(
-        name
-        for name, bit in scan.other_lesions(label)
-        if np.count_nonzero(has_bit(inside, bit)) >= SHARED_SHARE * inside.size
+        name for name, mask in scan.other_lesions(label) if np.count_nonzero(mask.read(box) & component) >= least
     )
 
 
-def _probabilities(
-    stored: LesionProbability | None, component: NDArray[np.bool_], box: Box
-) -> tuple[float | None, float | None]:
-    """Mean and maximum over the component; the stored box holds every component of its label."""
-    if stored is None:
+def _mean_and_max(probability: NDArray[np.uint8] | None) -> tuple[float | None, float | None]:
+    """Of a lesion's voxels, 0 to 1."""
+    if probability is None:
         return None, None
-    i, j, k = (
-        slice(cut.start - outer.start, cut.stop - outer.start) for cut, outer in zip(box, stored.box, strict=True)
-    )
-    values = stored.probability[i, j, k][component] / 255.0
+    values = probability / 255.0
     return round(float(values.mean()), 3), round(float(values.max()), 3)
 
 
@@ -237,7 +243,7 @@ def _summary(scan: _Scan, region: Region, found: Sequence[LesionFinding]) -> Les
         kind=label.kind.value,
         codes=label_codes(label),
         count=len(found),
-        total_volume_ml=scan.volume_ml(int(np.count_nonzero(region.mask(scan.masks)))),
+        total_volume_ml=scan.volume_ml(int(np.count_nonzero(region.mask))),
     )
 
 

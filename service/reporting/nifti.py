@@ -19,7 +19,6 @@ from numpy.typing import DTypeLike, NDArray
 from service.errors import VerificationFailed
 from service.imaging.geometry import Geometry
 from service.inference.manifest import Label
-from service.inference.masks import Masks, has_bit
 from service.reporting.regions import Region
 
 LABEL_TABLE_ECODES: Final = (0, 30)
@@ -33,7 +32,7 @@ _Nifti1Extension: Any = nib.nifti1.Nifti1Extension
 _GzipFile: Any = igzip.IGzipFile
 
 _COMPRESSION: Final = 1
-_SLICES_PER_SLAB: Final = 16  # one cache line of 32 labels where k is the fastest axis in memory
+_SLICES_PER_SLAB: Final = 16
 _QFORM_TOLERANCE_MM: Final = 1e-3
 
 
@@ -116,20 +115,20 @@ def verify_nifti(path: Path, geometry: Geometry, slabs: Iterable[NDArray[np.gene
         )
 
 
-def mask_slabs(masks: Masks, region: Region) -> Iterator[NDArray[np.generic]]:
+def mask_slabs(geometry: Geometry, region: Region) -> Iterator[NDArray[np.generic]]:
     """One label's mask as uint8 (0 or 1), slab by slab along k."""
-    for depth in _slabs(masks.geometry):
-        slab = _empty_slab(masks.geometry, depth, np.uint8)
-        _paint(slab, 1, masks, region, depth)
+    for depth in _slabs(geometry):
+        slab = _empty_slab(geometry, depth, np.uint8)
+        _paint(slab, 1, region, depth)
         yield slab
 
 
-def label_map_slabs(masks: Masks, order: Sequence[Region], dtype: DTypeLike) -> Iterator[NDArray[np.generic]]:
+def label_map_slabs(geometry: Geometry, order: Sequence[Region], dtype: DTypeLike) -> Iterator[NDArray[np.generic]]:
     """The label map (value = label.index), slab by slab along k; later regions lie over earlier ones."""
-    for depth in _slabs(masks.geometry):
-        slab = _empty_slab(masks.geometry, depth, dtype)
+    for depth in _slabs(geometry):
+        slab = _empty_slab(geometry, depth, dtype)
         for region in order:
-            _paint(slab, region.label.index, masks, region, depth)
+            _paint(slab, region.label.index, region, depth)
         yield slab
 
 
@@ -142,7 +141,7 @@ def _empty_slab(geometry: Geometry, depth: slice, dtype: DTypeLike) -> NDArray[n
     return np.zeros((*geometry.shape[:2], depth.stop - depth.start), dtype=dtype, order="F")
 
 
-def _paint(slab: NDArray[np.generic], value: int, masks: Masks, region: Region, depth: slice) -> None:
+def _paint(slab: NDArray[np.generic], value: int, region: Region, depth: slice) -> None:
     """Set the region's voxels of one slab to `value`."""
     if region.box is None:
         return
@@ -150,5 +149,5 @@ def _paint(slab: NDArray[np.generic], value: int, masks: Masks, region: Region, 
     first, last = max(k.start, depth.start), min(k.stop, depth.stop)
     if first >= last:
         return
-    marked = has_bit(masks.packed[i, j, first:last], region.bit)
+    marked = region.bits.read((i, j, slice(first, last)))
     slab[i, j, first - depth.start : last - depth.start][marked] = value

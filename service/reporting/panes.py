@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.imaging.volume import Volume
-from service.inference.masks import Masks, has_bit
+from service.inference.masks import Masks
 from service.reporting.contours import WHITE, Canvas, Pen, draw_line, draw_mask, visible
 from service.reporting.panel import ACCENT, TEXT, Box, Panel, text_width
 from service.reporting.planes import DisplayPlane, Voxel
@@ -96,8 +96,7 @@ def _draw_slice(canvas: Canvas, pane: Pane, volume: Volume, masks: Masks) -> Non
     enlarged = np.asarray(Image.fromarray(gray).resize((picture.width, picture.height), Image.Resampling.BICUBIC))
     part = canvas[picture.top : picture.bottom, picture.left : picture.right]
     part[:] = np.clip(enlarged, 0.0, 255.0)[..., None]
-    packed = plane.take(masks.packed)
-    areas = [(label, has_bit(packed, bit)) for bit, label in enumerate(masks.labels)]
+    areas = [(label, plane.take_mask(mask)) for label, mask in zip(masks.labels, masks.of_labels, strict=True)]
     areas.sort(key=lambda pair: (pair[0].kind.is_lesion, -int(pair[1].sum()), pair[0].index))
     for label, mask in areas:
         pen = _LESION_PEN if label.kind.is_lesion else _ORGAN_PEN

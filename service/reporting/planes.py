@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from service.imaging.geometry import Geometry
 from service.imaging.volume import Volume
-from service.inference.masks import Masks, has_bit
+from service.inference.masks import Box, LabelMask, Masks
 from service.reporting.regions import Compass
 from service.reporting.schema import Findings
 
@@ -63,9 +63,20 @@ class DisplayPlane:
 
     def take(self, volume: NDArray[Item]) -> NDArray[Item]:
         """The slice of an array on the volume's grid, (rows, columns) as shown."""
-        cut: list[slice | int] = list(self.shown)
-        cut[self.normal_axis] = self.index
-        image = volume[tuple(cut)]
+        return self._as_shown(volume[self._box])
+
+    def take_mask(self, mask: LabelMask) -> NDArray[np.bool_]:
+        """The slice of a mask in the volume, (rows, columns) as shown."""
+        return self._as_shown(mask.read(self._box))
+
+    @property
+    def _box(self) -> Box:
+        cut = list(self.shown)
+        cut[self.normal_axis] = slice(self.index, self.index + 1)
+        return cut[0], cut[1], cut[2]
+
+    def _as_shown(self, box: NDArray[Item]) -> NDArray[Item]:
+        image = box.squeeze(self.normal_axis)
         if self.row_axis > self.column_axis:
             image = image.T
         rows = slice(None, None, -1) if self.flipped[self.row_axis] else slice(None)
@@ -126,10 +137,8 @@ def _organ_rich_point(masks: Masks) -> Voxel:
     """Along each axis the slice with the largest sum, over organs, of the organ's area relative to its largest area."""
     shape = masks.geometry.shape
     step = max(1, round((np.prod(shape, dtype=np.float64) / _PROFILE_VOXELS) ** (1 / 3)))
-    sample = np.ascontiguousarray(masks.packed[::step, ::step, ::step])
-    scores = [np.zeros(size) for size in sample.shape]
-    for bit in range(len(masks.labels)):
-        mask = has_bit(sample, bit)
+    scores = [np.zeros(-(-size // step)) for size in shape]
+    for mask in (_sampled(bits, shape, step) for bits in masks.of_labels):
         if not mask.any():
             continue
         for axis, score in enumerate(scores):
@@ -138,6 +147,13 @@ def _organ_rich_point(masks: Masks) -> Voxel:
     if not any(score.any() for score in scores):
         return _inside([size // 2 for size in shape], masks.geometry)
     return _inside([int(score.argmax()) * step for score in scores], masks.geometry)
+
+
+def _sampled(bits: LabelMask, shape: tuple[int, int, int], step: int) -> NDArray[np.bool_]:
+    """Every `step`-th voxel of a mask along each axis of the volume."""
+    i, j, k = shape
+    planes = (bits.read((slice(place, place + 1), slice(0, j), slice(0, k))) for place in range(0, i, step))
+    return np.concatenate([plane[:, ::step, ::step] for plane in planes])
 
 
 def _inside(point: list[int], geometry: Geometry) -> Voxel:
@@ -151,10 +167,9 @@ def body_ranges(volume: Volume, masks: Masks, point: Voxel) -> Ranges:
     lows, highs = list(shape), [0, 0, 0]
     vertical = Compass(volume.geometry).axis_towards(2)
     for axis in range(3):
-        cut: list[slice | int] = [slice(None)] * 3
-        cut[axis] = point[axis]
+        i, j, k = (slice(point[a], point[a] + 1) if a == axis else slice(0, size) for a, size in enumerate(shape))
         in_plane = [other for other in range(3) if other != axis]
-        kept = _body(volume.hu[tuple(cut)]) | (masks.packed[tuple(cut)] != 0)
+        kept = _body(volume.hu[i, j, k].squeeze(axis)) | (masks.packed((i, j, k)).squeeze(axis) != 0)
         for position, other in enumerate(in_plane):
             hits = np.flatnonzero(kept.any(axis=1 - position))
             if hits.size:

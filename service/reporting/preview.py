@@ -54,7 +54,7 @@ def write_preview_ct(path: Path, volume: Volume) -> None:
 def write_preview_labels(path: Path, masks: Masks, order: Sequence[Region], dtype: DTypeLike) -> None:
     """Write the label map (value = label.index); later regions of `order` lie over earlier ones."""
     header = nifti_header(preview_geometry(masks.geometry), dtype, description="label map preview", labels=masks.labels)
-    slabs = label_map_slabs(masks, order, dtype)
+    slabs = label_map_slabs(masks.geometry, order, dtype)
     write_nifti(path, header, _every_nth(slabs, preview_steps(masks.geometry.shape)))
 
 

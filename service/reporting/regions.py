@@ -1,8 +1,4 @@
-"""Where each label lies: the bounding boxes of all masks, found together, and a mask cut out of its box.
-
-Measuring and writing touch a label's voxels only inside its box: a whole volume is read a fixed number of times,
-however many labels there are.
-"""
+"""Where each label lies: measuring and writing touch its voxels only inside its bounding box."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +8,7 @@ from numpy.typing import NDArray
 
 from service.imaging.geometry import Geometry
 from service.inference.manifest import Label
-from service.inference.masks import Box, Masks, Packed, has_bit
+from service.inference.masks import Box, LabelMask, Masks
 from service.reporting.schema import BoundingBox, Side, VoxelAxis
 
 _DIRECTIONS = (  # (towards lower, towards higher) RAS coordinate, for x, y, z
@@ -25,10 +21,10 @@ _CODE_OF_SIDE = {side: side.value[0].upper() for pair in _DIRECTIONS for side in
 
 @dataclass(frozen=True)
 class Region:
-    """One label's mask inside its bounding box; `box` is None when the mask is empty."""
+    """One label's mask and its bounding box, which is None when the mask is empty."""
 
     label: Label
-    bit: int
+    bits: LabelMask
     box: Box | None
 
     @property
@@ -38,33 +34,15 @@ class Region:
             return (0, 0, 0)
         return (self.box[0].start, self.box[1].start, self.box[2].start)
 
-    def mask(self, masks: Masks) -> NDArray[np.bool_]:
+    @property
+    def mask(self) -> NDArray[np.bool_]:
         """The label's mask (bool), shape of the box; shape (0, 0, 0) when empty."""
-        if self.box is None:
-            return np.zeros((0, 0, 0), dtype=np.bool_)
-        return has_bit(masks.packed[self.box], self.bit)
+        return np.zeros((0, 0, 0), dtype=np.bool_) if self.box is None else self.bits.read(self.box)
 
 
 def label_regions(masks: Masks) -> tuple[Region, ...]:
     """The region of every label, in the masks' order."""
-    packed = masks.packed
-    over_k = np.bitwise_or.reduce(packed, axis=2)
-    profiles = (
-        np.bitwise_or.reduce(over_k, axis=1),
-        np.bitwise_or.reduce(over_k, axis=0),
-        np.bitwise_or.reduce(np.bitwise_or.reduce(packed, axis=0), axis=0),
-    )
-    return tuple(Region(label, bit, _box(profiles, bit)) for bit, label in enumerate(masks.labels))
-
-
-def _box(profiles: tuple[Packed, ...], bit: int) -> Box | None:
-    slices = []
-    for profile in profiles:
-        hits = np.flatnonzero(has_bit(profile, bit))
-        if hits.size == 0:
-            return None
-        slices.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    return slices[0], slices[1], slices[2]
+    return tuple(Region(label, bits, bits.bounds()) for label, bits in zip(masks.labels, masks.of_labels, strict=True))
 
 
 def bounding_box(box: Box) -> BoundingBox:

@@ -1,6 +1,6 @@
 """What DICOM objects speak of one by one: an organ is its whole mask, a lesion one connected component.
 
-Masks stay packed: a structure hands out its planes slice by slice, and nothing here is as large as the scan.
+Masks stay bits: a structure hands out its planes slice by slice, and nothing here is as large as the scan.
 Planes are (rows, columns) = (j, i), as DICOM stores an image.
 """
 
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.inference.manifest import Label
-from service.inference.masks import Box, Masks, Packed, has_bit
+from service.inference.masks import Box, LabelMask, Masks
 from service.reporting.regions import Region, label_regions
 
-_SLICES_PER_SLAB: Final = 16  # one cache line of 32 labels where k is the fastest axis in memory
+_SLICES_PER_SLAB: Final = 16
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Component:
     box: Box
 
 
-def components(region: Region, masks: Masks) -> Iterator[Component]:
+def components(region: Region) -> Iterator[Component]:
     """The 26-connected components of one label, the largest first; of equal ones that with the lower centroid."""
     if region.box is None:
         return
     # As uint8: the path for booleans of cc3d 4.1.1 reserves too few labels where single voxels lie densely, and fails.
-    numbered = cc3d.connected_components(region.mask(masks).view(np.uint8), connectivity=26)
+    numbered = cc3d.connected_components(region.mask.view(np.uint8), connectivity=26)
     statistics = cc3d.statistics(numbered)
     counts = statistics["voxel_counts"]
     numbers = sorted(range(1, len(counts)), key=lambda n: (-int(counts[n]), tuple(statistics["centroids"][n])))
@@ -54,25 +54,24 @@ def lesion_id(label: Label, rank: int) -> str:
 class Structure:
     """A mask that is not empty, with the id of its finding: the label's name for an organ, the lesion's id.
 
-    `title` is its name for people. Bit `bit` of `packed` (shape of `box`, indexed i, j, k) is the mask.
+    `title` is its name for people, `bits` its mask in the scan and `box` where that lies.
     """
 
     id: str
     title: str
     label: Label
     box: Box
-    packed: Packed
-    bit: int
+    bits: LabelMask
 
     def planes(self) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """(k, plane) of each slice that the structure is in, by k; the plane is cut to the box."""
-        first, last = self.box[2].start, self.box[2].stop
-        for start in range(first, last, _SLICES_PER_SLAB):
-            depth = slice(start - first, min(start + _SLICES_PER_SLAB, last) - first)
-            slab = np.ascontiguousarray(has_bit(self.packed[:, :, depth], self.bit).transpose(2, 1, 0))
-            for k, plane in enumerate(slab, start=start):
+        i, j, k = self.box
+        for first in range(k.start, k.stop, _SLICES_PER_SLAB):
+            depth = slice(first, min(first + _SLICES_PER_SLAB, k.stop))
+            slab = np.ascontiguousarray(self.bits.read((i, j, depth)).transpose(2, 1, 0))
+            for place, plane in enumerate(slab, start=first):
                 if plane.any():
-                    yield k, plane
+                    yield place, plane
 
     def frames(self, rows: int, columns: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """(k, frame) like `planes`, each laid into a whole image."""
@@ -86,7 +85,7 @@ class Structure:
 def organs(masks: Masks) -> tuple[Structure, ...]:
     """The organs that were found, in the bundle's order."""
     return tuple(
-        _organ(region.label, region.box, masks.packed[region.box], region.bit)
+        Structure(region.label.name, region.label.display_name, region.label, region.box, region.bits)
         for region in label_regions(masks)
         if region.box is not None and not region.label.kind.is_lesion
     )
@@ -98,14 +97,10 @@ def lesions(masks: Masks) -> tuple[Structure, ...]:
         _lesion(region.label, one)
         for region in label_regions(masks)
         if region.label.kind.is_lesion
-        for one in components(region, masks)
+        for one in components(region)
     )
-
-
-def _organ(label: Label, box: Box, packed: Packed, bit: int) -> Structure:
-    return Structure(label.name, label.display_name, label, box, packed, bit)
 
 
 def _lesion(label: Label, one: Component) -> Structure:
     title = f"{label.display_name} {one.rank}"
-    return Structure(lesion_id(label, one.rank), title, label, one.box, one.mask.view(np.uint8), bit=0)
+    return Structure(lesion_id(label, one.rank), title, label, one.box, LabelMask.of(one.box, one.mask))

@@ -12,11 +12,13 @@ import pytest
 from service import admission, pipeline
 from service.admission import admit, available_bytes, predicted_bytes
 from service.errors import InsufficientMemory
+from service.imaging.dicom_source import DicomSource
 from service.imaging.geometry import Geometry
 from service.inference.bundle import Bundle
 from service.inference.model import Model
 from service.pipeline import segment_study
-from service.request import SegmentationRequest
+from service.reporting.outputs import OutputPlan
+from service.request import Output, SegmentationRequest, SegType
 
 MIB = 1024**2
 # 200 x 160 x 100 voxels of 1 x 1 x 4 mm, i towards the left, j towards the feet, k towards the front: the model grid of
@@ -27,30 +29,68 @@ SCAN = Geometry((200, 160, 100), np.array([[-1.0, 0, 0, 0], [0, 0, 4, 0], [0, -1
 def test_the_largest_stage_counts(tiny_bundle: Bundle) -> None:
     manifest = tiny_bundle.manifest
     x, y, z = 101, 199, 81
-    source, model_grid = 200 * 160 * 100, 4 * x * y * z
-    # Source axes in the order x, y, z: 200, 100, 160.
-    preprocessing = 4 * x * y * 160 + max(4 * x * 100 * 160, model_grid)
-    kept = round(0.125 * 3 * model_grid / 8)
-    inference = model_grid + 4 * (3 + 1) * 51 * 100 * 16 + kept
-    postprocessing = 4 * source + kept + 3 * model_grid
-    assert max(preprocessing, inference, postprocessing) == postprocessing
-    assert predicted_bytes(SCAN, manifest, 3) == pytest.approx(200 * MIB + 2 * source + postprocessing, rel=0.01)
-    assert predicted_bytes(SCAN, manifest, 33) - predicted_bytes(SCAN, manifest, 32) > 4 * source  # 64 bits a voxel
+    voxels, model_grid = 200 * 160 * 100, x * y * z
+    # Source axes in the order x, y, z: 200, 100, 160. 32 rows of x are made of 64 and a few of the source.
+    preprocessing = 4 * model_grid + max(4 * 160 * (100 * (68 + 32) + y * 32), 4 * model_grid)
+    kept = 0.125 * 3 * 4 * model_grid / 8
+    inference = 4 * model_grid + 4 * (3 + 4) * 51 * 100 * 16 + 4 * 3 * 16**3 + kept
+    bits = 0.125 * 3 * voxels / 8
+    postprocessing = bits + kept + 7 * model_grid
+    most = max(preprocessing, inference, postprocessing, bits + 3 * voxels)
+    assert predicted_bytes(SCAN, manifest, 3) == pytest.approx(200 * MIB + 2 * voxels + most, rel=0.01)
+    assert predicted_bytes(SCAN, manifest, 3, lean=True) == pytest.approx(200 * MIB + max(2 * voxels, most), rel=0.01)
 
 
-def test_a_scan_that_does_not_fit_is_refused_with_both_numbers(
+def test_writing_counts_and_less_of_it_one_file_after_another(tiny_bundle: Bundle) -> None:
+    source = DicomSource.__new__(DicomSource)  # that there is one is all that counts
+
+    def needed(*wanted: Output, lean: bool = False, seg_type: SegType = SegType.LABELMAP) -> int:
+        plan = OutputPlan(frozenset(wanted), source, seg_type)
+        return predicted_bytes(FLAT, tiny_bundle.manifest, 3, plan, lean=lean)
+
+    voxels = 512 * 512 * 40
+    labelmap, both = needed(Output.SEG), needed(Output.SEG, Output.RTSTRUCT)
+    assert both - labelmap == voxels // 2
+    assert needed(Output.SEG, seg_type=SegType.BINARY) < labelmap
+    assert both - needed(Output.SEG, Output.RTSTRUCT, lean=True) == voxels // 2 + 2 * voxels
+
+
+def test_a_scan_that_does_not_fit_runs_in_the_leaner_way_or_is_refused(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = predicted_bytes(SCAN, tiny_bundle.manifest, 3)
-    monkeypatch.setattr(admission, "available_bytes", lambda: needed)
-    admit(SCAN, tiny_bundle.manifest, 3)
-    monkeypatch.setattr(admission, "available_bytes", lambda: None)
-    admit(SCAN, tiny_bundle.manifest, 3)
-    monkeypatch.setattr(admission, "available_bytes", lambda: needed // 2)
+    manifest = tiny_bundle.manifest
+    as_asked, lean = predicted_bytes(SCAN, manifest, 3), predicted_bytes(SCAN, manifest, 3, lean=True)
+    for free, expected in ((as_asked, False), (None, False), (as_asked - 1, True), (lean, True)):
+        monkeypatch.setattr(admission, "available_bytes", lambda free=free: free)
+        assert admit(SCAN, manifest, 3) is expected
+    monkeypatch.setattr(admission, "available_bytes", lambda: lean // 2)
     with pytest.raises(
         InsufficientMemory, match=r"200 x 160 x 100 voxels, 3 labels\) needs about 0\.2 GB.* 0\.1 GB free"
     ):
-        admit(SCAN, tiny_bundle.manifest, 3)
+        admit(SCAN, manifest, 3)
+
+
+def test_the_leaner_way_gives_the_same_result_and_says_so(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hu = np.full((40, 44, 48), -1000, np.int16)
+    hu[8:32, 8:36, 6:40] = np.random.default_rng(0).normal(60, 20, (24, 28, 34))
+    nibabel.save(nibabel.Nifti1Image(hu, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / "ct.nii")
+    found = []
+    needed = predicted_bytes(Geometry(hu.shape, np.diag([2.0, 2.0, 2.0, 1.0])), tiny_model.bundle.manifest, 4)
+    for name, free in (("asked", needed), ("lean", needed - 1)):
+        out = tmp_path / name
+        out.mkdir()
+        monkeypatch.setattr(admission, "available_bytes", lambda free=free: free)
+        found.append(segment_study(tmp_path / "ct.nii", out, tiny_model, SegmentationRequest()))
+    asked, lean = found
+    assert [warning.code for warning in lean.warnings if warning not in asked.warnings] == ["memory-low"]
+    assert lean.provenance.mask_sha256 == asked.provenance.mask_sha256
+    assert (lean.organs, lean.lesions, lean.quality) == (asked.organs, asked.lesions, asked.quality)
+    files = [
+        sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")) for name in ("asked", "lean")
+    ]
+    assert files[0] == files[1]
 
 
 def test_it_is_refused_before_a_voxel_is_read(
@@ -95,6 +135,8 @@ def test_a_group_without_limit_and_a_machine_that_does_not_tell(machine: Path) -
     (machine / "meminfo").unlink()
     assert available_bytes() is None
 
+
+FLAT = Geometry((512, 512, 40), np.diag([0.8, 0.8, 5.0, 1.0]))
 
 MEASURED = """
 import json, sys

@@ -19,7 +19,7 @@ from pydicom.uid import generate_uid
 from service.errors import InvalidGeometry, MissingSlices, MultiplePatients
 from service.imaging.volume import Volume
 from service.inference.manifest import Interpolation
-from service.inference.masks import Masks, has_bit
+from service.inference.masks import Masks
 from service.inference.model import Model
 from service.inference.preprocessing import preprocess
 from service.inference.restoration import restore_masks
@@ -51,8 +51,8 @@ def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 
 def assert_on_the_voxels(masks: Masks, truth: dict[str, NDArray[np.bool_]]) -> None:
-    for bit, label in enumerate(masks.labels):
-        found = dice(has_bit(masks.packed, bit), truth[label.name])
+    for label in masks.labels:
+        found = dice(masks.mask(label.name), truth[label.name])
         assert found > LEAST_DICE[label.name], f"{label.name}: Dice {found:.3f}"
 
 
@@ -166,8 +166,8 @@ def test_masks_of_a_tilted_scan_by_either_interpolation(
     truth = write_phantom(tmp_path / "study", tilted(25))
     volume = read_upload(tmp_path / "study", tmp_path)
     masks = segment(volume, tiny_model, interpolation)
-    for bit, label in enumerate(masks.labels):
-        assert dice(has_bit(masks.packed, bit), by_uid(volume, truth)[label.name]) > 0.85
+    for label in masks.labels:
+        assert dice(masks.mask(label.name), by_uid(volume, truth)[label.name]) > 0.85
 
 
 @pytest.mark.parametrize("name", [name for name in GRIDS if name.startswith("tilt")])

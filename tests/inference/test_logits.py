@@ -1,6 +1,7 @@
 """Logits in little memory: what is forgotten changes no mask, and most is."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from service.inference.logits import FORGOTTEN, INSIDE, Logits, Slab, gather_log
 from service.inference.manifest import Interpolation, Label
 from service.inference.model import Model
 from service.inference.restoration import restore_masks
+from service.inference.spool import Spool
 from service.request import PostProcessing
 from tests.support.logits import all_values, whole_logits
 
@@ -53,6 +55,17 @@ def labels_of(model: Model) -> tuple[Label, ...]:
     )
 
 
+def test_what_is_kept_is_the_same_in_memory_and_on_disk(tiny_model: Model, tmp_path: Path) -> None:
+    labels, shape = labels_of(tiny_model), (22, 26, 41)
+    values, grid = blobs(len(labels), shape, seed=1), grid_of(shape, 1)
+    in_memory, partly, on_disk = (
+        gather_logits(slabs_of(values, [7]), labels, 1, grid, Spool(tmp_path, limit)) for limit in (10**9, 20_000, 0)
+    )
+    np.testing.assert_array_equal(all_values(on_disk), all_values(in_memory))
+    np.testing.assert_array_equal(all_values(partly), all_values(in_memory))
+    assert not list(tmp_path.iterdir())  # the file has no name, so nothing is left behind
+
+
 @pytest.mark.parametrize("heights", [[1], [3], [2, 7], [24], [100]])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("interpolation", [Interpolation.LINEAR, Interpolation.NEAREST])
@@ -70,12 +83,10 @@ def test_masks_are_those_of_all_logits(
                 whole_logits(values, labels, stride, grid),
             )
         )
-        assert few.packed.any()
+        assert any(mask.bounds() for mask in few.of_labels)
         assert few.sha256 == all_of_them.sha256
         for name, lesion in all_of_them.lesion_probability.items():
-            assert few.lesion_probability[name].box == lesion.box
-            inside = all_of_them.mask(name)[lesion.box]
-            np.testing.assert_array_equal(few.lesion_probability[name].probability[inside], lesion.probability[inside])
+            np.testing.assert_array_equal(few.lesion_probability[name], lesion)
 
 
 def test_blocks_around_a_voxel_are_kept_and_no_more(tiny_model: Model) -> None:
@@ -125,7 +136,7 @@ def test_nothing_above_keeps_nothing(tiny_model: Model) -> None:
     labels = labels_of(tiny_model)
     values = np.full((4, 8, 8, 8), -1.0, np.float32)
     logits = gather_logits(slabs_of(values, [3]), labels, 1, grid_of((8, 8, 8), 1))
-    assert [kept.above for kept in logits.kept] == [None] * 4
+    assert [kept.above for kept in logits.kept.values()] == [None] * 4
     assert bytes_of(logits) == 0
 
 
@@ -139,4 +150,4 @@ def test_most_of_a_long_scan_is_forgotten(tiny_model: Model) -> None:
 
 
 def bytes_of(logits: Logits) -> int:
-    return sum(layer.blocks.nbytes for kept in logits.kept for layer in kept.layers)
+    return sum(layer.blocks().nbytes for kept in logits.kept.values() for layer in kept.layers)

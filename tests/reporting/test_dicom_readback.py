@@ -66,8 +66,10 @@ def test_a_changed_segmentation_fails(result, alter):
 
 
 def test_a_mask_with_one_voxel_more_than_the_file_fails(result):
-    liver = next(bit for bit, label in enumerate(result.masks.labels) if label.name == "liver")
-    result.masks.packed[20, 25, 11] |= np.uint32(1 << liver)
+    liver = next(organ for organ in organs(result.masks) if organ.id == "liver")
+    voxel = slice(20, 21), slice(25, 26), slice(11, 12)
+    assert not liver.bits.read(voxel).any()
+    liver.bits.add(voxel, np.ones((1, 1, 1), np.bool_))
     with pytest.raises(VerificationFailed, match="slice 11 of liver"):
         verify_binary(result.folder / "dicom" / "seg-organs.dcm", organs(result.masks), result.masks.geometry)
 

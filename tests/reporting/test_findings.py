@@ -92,8 +92,8 @@ def test_probability_is_read_at_the_lesions_own_voxels():
     near, far = box_mask(SHAPE, (1, 3), (1, 3), (1, 3)), box_mask(SHAPE, (6, 7), (6, 7), (6, 7))
     volume, masks = scan(QUIET, {"liver_tumor": near | far})
     stored = masks.lesion_probability["liver_tumor"]
-    stored.probability[:] = 51
-    stored.probability[-1, -1, -1] = 255
+    stored[:] = 51
+    stored[-1] = 255
     large, small = measure(volume, masks, PROVENANCE).lesions
     assert (large.mean_probability, large.max_probability) == (0.2, 0.2)
     assert (small.mean_probability, small.max_probability) == (1.0, 1.0)

@@ -28,9 +28,9 @@ def whole_logits(values: Float32, labels: tuple[Label, ...], stride: int, grid: 
     kept = (
         Everything((), bounding_box(of > logit(label.threshold)), of) for of, label in zip(values, labels, strict=True)
     )
-    return Logits(labels, stride, grid, tuple(kept))
+    return Logits(labels, stride, grid, dict(enumerate(kept)))
 
 
 def all_values(logits: Logits) -> Float32:
     """(C, X, Y, Z)."""
-    return np.stack([kept.read(full_box(logits.shape)) for kept in logits.kept])
+    return np.stack([kept.read(full_box(logits.shape)) for kept in logits.kept.values()])

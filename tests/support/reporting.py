@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from service.imaging.geometry import Geometry
 from service.imaging.volume import SourceFormat, Volume
+from service.inference.grid import full_box
 from service.inference.manifest import Code, Label, LabelKind
-from service.inference.masks import LesionProbability, Masks, bit_mask, empty_packed
-from service.reporting.regions import label_regions
+from service.inference.masks import LabelMask, Masks
 from service.reporting.schema import BundleReference, Provenance
 
 _CATEGORY = Code(scheme="SCT", value="123037004", meaning="Anatomical Structure")
@@ -77,21 +77,20 @@ def scan(
 ) -> tuple[Volume, Masks]:
     """A volume and its masks; the affine defaults to RAS with voxels of 1 mm."""
     geometry = Geometry(hu.shape, np.eye(4) if affine is None else affine)
-    packed = empty_packed(hu.shape, len(labels))
-    for bit, label in enumerate(labels):
-        if label.name in painted:
-            packed[painted[label.name]] |= bit_mask(packed, bit)
+    masks = tuple(label_mask(painted.get(label.name, np.zeros(hu.shape, np.bool_))) for label in labels)
     source = SourceFormat.NIFTI if sop_instance_uids is None else SourceFormat.DICOM
-    masks = Masks(labels, packed, geometry, {})
     stored = {
-        region.label.name: LesionProbability(
-            region.box, np.full(region.mask(masks).shape, round(255 * probability), dtype=np.uint8)
-        )
-        for region in label_regions(masks)
-        if region.box is not None and region.label.kind.is_lesion
+        label.name: np.full(painted[label.name].sum(), round(255 * probability), dtype=np.uint8)
+        for label in labels
+        if label.kind.is_lesion and label.name in painted
     }
     volume = Volume(hu, geometry, source, "b" * 64, sop_instance_uids)
-    return volume, replace(masks, lesion_probability=stored)
+    return volume, Masks(labels, masks, geometry, stored)
+
+
+def label_mask(whole: NDArray[np.bool_]) -> LabelMask:
+    """A label's mask from a volume of it."""
+    return LabelMask.of(full_box(whole.shape), whole)
 
 
 def box_mask(shape: tuple[int, int, int], *spans: tuple[int, int]) -> NDArray[np.bool_]:
@@ -149,13 +148,15 @@ def reoriented(
     def moved(array: NDArray[np.generic]) -> NDArray[np.generic]:
         return np.ascontiguousarray(array.transpose(axes)[cut])
 
+    of_labels = tuple(label_mask(moved(masks.mask(label.name))) for label in masks.labels)
     stored = {}
-    there = replace(masks, packed=moved(masks.packed), geometry=geometry)
-    for region in label_regions(there):
-        if region.label.name in masks.lesion_probability and region.box is not None:
-            kept = masks.lesion_probability[region.label.name].probability
-            stored[region.label.name] = LesionProbability(region.box, moved(kept))
-    return replace(volume, hu=moved(volume.hu), geometry=geometry), replace(there, lesion_probability=stored)
+    for name, of_voxels in masks.lesion_probability.items():
+        mask = masks.mask(name)
+        probability = np.zeros(mask.shape, np.uint8)
+        probability[mask] = of_voxels
+        stored[name] = moved(probability)[moved(mask)]
+    there = Masks(masks.labels, of_labels, geometry, stored)
+    return replace(volume, hu=moved(volume.hu), geometry=geometry), there
 
 
 def _reversal(axis: int, size: int) -> NDArray[np.float64]:
