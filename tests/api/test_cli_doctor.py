@@ -104,9 +104,10 @@ def test_help_and_version_need_no_numerical_stack_and_no_server():
 
 
 def test_the_api_process_has_no_numerical_stack():
+    # pydicom reads the heads of what comes by STOW-RS, and takes numpy where it finds it.
     code = (
         "import sys, service.main, service.openapi\n"
-        "heavy = {'numpy', 'torch', 'onnxruntime', 'openvino', 'pydicom', 'nibabel'} & set(sys.modules)\n"
+        "heavy = {'torch', 'onnxruntime', 'openvino', 'nibabel', 'scipy', 'highdicom'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).parents[2])
