@@ -9,7 +9,7 @@ TEXT_EMBEDDINGS ?=
 SOURCES := pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve web page-picture test test-slow check check-static audit format openapi bench bench-reading bench-api chaos fuzz train-default clean
+.PHONY: help demo serve web page-picture test test-service test-jobs test-training test-slow check check-static audit format openapi bench bench-reading bench-api chaos fuzz train-default clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -44,9 +44,18 @@ serve: $(VENV)/.run ## start the service at http://127.0.0.1:8000
 	@command -v npm > /dev/null && $(MAKE) --no-print-directory web || echo "The page was not built; a plain one is served."
 	@$(BIN)/viscera serve
 
-# Two processes: training forks its loaders, and one full of the threads of inference engines is no place to fork from.
+# Three processes side by side: training forks its loaders, and one full of the threads of inference engines is no place to
+# fork from; the tests of jobs mostly wait.
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest --ignore tests/training
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=line test-service test-jobs test-training
+
+test-service: $(VENV)/.dev ## the tests of reading, inference, reports, API, page and export
+	$(BIN)/python -m pytest --ignore tests/training --ignore tests/jobs --ignore tests/exchange
+
+test-jobs: $(VENV)/.dev ## the tests of jobs and of the exchange with a PACS
+	$(BIN)/python -m pytest tests/jobs tests/exchange
+
+test-training: $(VENV)/.dev ## the tests of training
 	$(BIN)/python -m pytest tests/training
 
 test-slow: $(VENV)/.dev ## run the slow tests: training, whole real scans
