@@ -9,7 +9,7 @@ TEXT_EMBEDDINGS ?=
 SOURCES := pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve web page-picture test test-service test-jobs test-training test-slow check check-static audit format openapi bench bench-reading bench-api chaos fuzz train-default clean
+.PHONY: help demo serve web page-picture test test-service test-jobs test-training test-page test-slow check check-static audit format openapi bench bench-reading bench-api chaos fuzz train-default clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -40,23 +40,30 @@ $(WEB)/built/index.html: $(wildcard $(WEB)/src/*) $(WEB)/build.mjs $(WEB)/packag
 page-picture: $(VENV)/.dev web ## draw docs/page.png from a phantom; needs Chromium
 	$(BIN)/python -m docs.draw_page
 
+# With npm the page that has volumes; without it a plain one is served, and the tests in a browser are skipped.
+BUILD_PAGE := command -v npm > /dev/null && $(MAKE) --no-print-directory web || echo "The page was not built (npm)."
+
 serve: $(VENV)/.run ## start the service at http://127.0.0.1:8000
-	@command -v npm > /dev/null && $(MAKE) --no-print-directory web || echo "The page was not built; a plain one is served."
+	@$(BUILD_PAGE)
 	@$(BIN)/viscera serve
 
-# Three processes side by side: training forks its loaders, and one full of the threads of inference engines is no place to
+# Processes side by side: training forks its loaders, and one full of the threads of inference engines is no place to
 # fork from; the tests of jobs mostly wait.
 test: $(VENV)/.dev ## run the tests
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync=line test-service test-jobs test-training
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=line test-service test-jobs test-training test-page
 
 test-service: $(VENV)/.dev ## the tests of reading, inference, reports, API, page and export
-	$(BIN)/python -m pytest --ignore tests/training --ignore tests/jobs --ignore tests/exchange
+	$(BIN)/python -m pytest --ignore tests/training --ignore tests/jobs --ignore tests/exchange --ignore tests/web
 
 test-jobs: $(VENV)/.dev ## the tests of jobs and of the exchange with a PACS
 	$(BIN)/python -m pytest tests/jobs tests/exchange
 
 test-training: $(VENV)/.dev ## the tests of training
 	$(BIN)/python -m pytest tests/training
+
+test-page: $(VENV)/.dev ## the tests of the page, in a browser where npm and Chromium are
+	@$(BUILD_PAGE)
+	$(BIN)/python -m pytest tests/web
 
 test-slow: $(VENV)/.dev ## run the slow tests: training, whole real scans
 	$(BIN)/python -m pytest -m slow
