@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -230,9 +230,14 @@ class LocalStorage:
         """Ids of the jobs that have scratch files on this machine."""
         return {path.name for path in self._scratch.iterdir() if is_job_id(path.name)}
 
-    def sweep_scratch(self, needed: Mapping[str, FilesNeeded]) -> None:
-        """Remove the scratch files of jobs that do not run; `needed` was read after `scratch_ids()`."""
-        for job_id in self.scratch_ids():
+    def sweep_scratch(self, files_needed: Callable[[Collection[str]], Mapping[str, FilesNeeded]]) -> None:
+        """Remove the scratch files of jobs that have ended or are unknown; `files_needed` asks the job table.
+
+        What other workers begin meanwhile stays: only jobs whose files were here before the question are removed.
+        """
+        present = self.scratch_ids()
+        needed = files_needed(present)
+        for job_id in present:
             if needed.get(job_id) is not FilesNeeded.ALL:
                 remove(self._scratch / job_id)
 

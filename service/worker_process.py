@@ -141,7 +141,7 @@ def _open_context(settings: Settings) -> WorkContext:
     store = once_available(lambda: JobStore(settings.database_url))
     storage = once_available(lambda: open_storage(settings.data_dir, settings.storage_url))
     # No sweeper may see this machine's scratch folder when uploads and results are in a bucket.
-    once_available(lambda: storage.sweep_scratch(store.files_needed(storage.scratch_ids())))
+    once_available(lambda: storage.sweep_scratch(store.files_needed))
     return WorkContext(
         store=store,
         storage=storage,

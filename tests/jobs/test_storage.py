@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -192,8 +193,16 @@ def test_scratch_of_jobs_that_are_over_is_swept_by_itself(storage: LocalStorage)
     publish(storage, ended, attempt=2)
     (storage.begin_result(ended, 3) / "half").touch()
     assert storage.scratch_ids() == {running, ended, unknown}
-    storage.sweep_scratch({running: FilesNeeded.ALL, ended: FilesNeeded.RESULT})
-    assert files(storage) == {f"scratch/{running}/1/result/half", f"results/{ended}/masks/liver.nii.gz"}
+    begun_meanwhile = new_job_id()
+
+    def files_needed(job_ids: Collection[str]) -> Mapping[str, FilesNeeded]:
+        assert set(job_ids) == {running, ended, unknown}
+        (storage.begin_result(begun_meanwhile, 1) / "half").touch()
+        return {running: FilesNeeded.ALL, ended: FilesNeeded.RESULT}
+
+    storage.sweep_scratch(files_needed)
+    kept = {f"scratch/{job_id}/1/result/half" for job_id in (running, begun_meanwhile)}
+    assert files(storage) == {*kept, f"results/{ended}/masks/liver.nii.gz"}
 
 
 def test_full_disk_is_a_typed_error_without_a_path(storage: LocalStorage) -> None:
