@@ -73,6 +73,7 @@ class DicomImage:
     transfer_syntax: str
     frame: int | None = None
     frames: int = 1
+    sop_class_uid: str = ""
     sop_instance_uid: str = ""
     series_uid: str = ""
     study_uid: str = ""
@@ -163,6 +164,7 @@ def _image(
         transfer_syntax=transfer_syntax_of(dataset),
         frame=frame,
         frames=frames,
+        sop_class_uid=_sop_class(dataset),
         sop_instance_uid=text(attributes, "SOPInstanceUID"),
         series_uid=text(attributes, "SeriesInstanceUID"),
         study_uid=text(attributes, "StudyInstanceUID"),
@@ -194,8 +196,7 @@ def _image(
 
 
 def _kind(dataset: Dataset, *, has_frames: bool) -> ObjectKind:
-    meta = getattr(dataset, "file_meta", Dataset())
-    sop_class = text(dataset, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
+    sop_class = _sop_class(dataset)
     modality = text(dataset, "Modality").upper()
     image_type = {value.upper() for value in texts(dataset, "ImageType")}
     # Anonymisers empty the SOP class; then modality and the presence of an image decide.
@@ -209,6 +210,10 @@ def _kind(dataset: Dataset, *, has_frames: bool) -> ObjectKind:
         return ObjectKind.LOCALIZER
     is_multi_frame = sop_class in MULTI_FRAME_CT_STORAGE or (integer(dataset, "NumberOfFrames") or 1) > 1
     return ObjectKind.MULTI_FRAME_CT if is_multi_frame and not has_frames else ObjectKind.CT_IMAGE
+
+
+def _sop_class(dataset: Dataset) -> str:
+    return text(dataset, "SOPClassUID") or text(getattr(dataset, "file_meta", Dataset()), "MediaStorageSOPClassUID")
 
 
 def _padding(attributes: Attributes) -> tuple[int, int] | None:

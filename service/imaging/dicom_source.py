@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from service.errors import OutputNotPossible
-from service.imaging.dicom import CT_IMAGE_STORAGE, DicomImage, ObjectKind, Orientation
+from service.imaging.dicom import CT_IMAGE_STORAGE, DicomImage, Orientation
 from service.imaging.dicom_files import open_dicom, quiet_pydicom
 from service.imaging.dicom_stack import DicomSeries
 from service.imaging.dicom_values import is_uid
@@ -44,16 +44,21 @@ class PatientStudy:
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One image of the series; the position is of the centre of its first voxel, LPS mm."""
+    """One image of the series: slice `k` of the volume. The position is of the centre of its first voxel, LPS mm.
 
+    `frame` is its number in a multi-frame object, from 1; None for an object that is one image.
+    """
+
+    k: int
     sop_class_uid: str
     sop_instance_uid: str
     position_mm: tuple[float, float, float]
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
 class DicomSource:
-    """The series that the masks lie on: images[k] is slice k of the volume.
+    """The series that the masks lie on. `images` come in the order of k; a slice that was interpolated has none.
 
     `orientation`: direction cosines along a row and down a column, LPS. `pixel_spacing_mm`: between rows, then between
     columns.
@@ -69,14 +74,20 @@ class DicomSource:
     slice_thickness_mm: float
     notices: tuple[Notice, ...] = ()
 
+    @property
+    def image_at(self) -> dict[int, SourceImage]:
+        """The image of each slice that has one, by k."""
+        return {image.k: image for image in self.images}
+
 
 def read_source(series: DicomSeries | NiftiSeries) -> DicomSource:
     """The source of a series; its headers must still be on the disk.
 
-    A series without FrameOfReferenceUID gets a new one, and a notice.
+    A series without FrameOfReferenceUID gets a new one, and a notice; so do slices that no object can refer to.
 
     Raises:
-        OutputNotPossible: NIfTI, or images or study without UIDs that an object could refer to.
+        OutputNotPossible: NIfTI, images or study without UIDs that an object could refer to, or frames of several
+            multi-frame objects.
     """
     if isinstance(series, NiftiSeries):
         raise OutputNotPossible(
@@ -84,36 +95,38 @@ def read_source(series: DicomSeries | NiftiSeries) -> DicomSource:
             " Leave seg, sr and rtstruct out of the outputs, or send the DICOM series."
         )
     first = series.images[0]
-    uids = series.sop_instance_uids
+    has_own_uids = series.sop_instance_uids is not None
     missing = [
         name
         for name, usable in (
             ("StudyInstanceUID", is_uid(first.study_uid)),
             ("SeriesInstanceUID", is_uid(first.series_uid)),
-            ("SOPInstanceUID", uids is not None),
+            ("SOPInstanceUID", has_own_uids),
         )
         if not usable
     ]
-    if missing or uids is None or first.orientation is None or first.pixel_spacing_mm is None:
+    if missing or first.orientation is None or first.pixel_spacing_mm is None:
         raise OutputNotPossible(
             f"DICOM objects cannot refer to this series: it has no usable {', '.join(missing)}."
             " Leave seg, sr and rtstruct out of the outputs, or export the series again."
         )
-    if "" in uids:
+    if first.frame is not None and len({image.sop_instance_uid for image in series.images}) > 1:
         raise OutputNotPossible(
-            "DICOM objects cannot refer to slices that were missing and have been interpolated."
-            " Leave seg, sr and rtstruct out of the outputs, or send the whole series."
-        )
-    if any(image.kind is not ObjectKind.CT_IMAGE or image.frame is not None for image in series.images):
-        raise OutputNotPossible(
-            "DICOM objects can be written for single-frame CT images only."
+            "DICOM objects can refer to the frames of one multi-frame object only, and this series has several."
             " Leave seg, sr and rtstruct out of the outputs, or send single-frame images."
         )
     notices: tuple[Notice, ...] = ()
+    if series.spacing.missing:
+        notices += (
+            Notice(
+                "dicom-slices-left-out",
+                "Slices that were missing have no images: SEG and RTSTRUCT leave them out, the measurements do not.",
+            ),
+        )
     frame_of_reference = first.frame_of_reference_uid
     if not is_uid(frame_of_reference):
         frame_of_reference = generate_uid(prefix=None)
-        notices = (
+        notices += (
             Notice(
                 "frame-of-reference-missing",
                 "The series has no FrameOfReferenceUID; the DICOM results have a new one and refer to its images.",
@@ -125,7 +138,7 @@ def read_source(series: DicomSeries | NiftiSeries) -> DicomSource:
         study_uid=first.study_uid,
         series_uid=first.series_uid,
         frame_of_reference_uid=frame_of_reference,
-        images=tuple(map(_source_image, series.images)),
+        images=tuple(map(_source_image, series.spacing.places, series.images)),
         orientation=first.orientation,
         pixel_spacing_mm=(rows_mm, columns_mm),
         slice_thickness_mm=first.slice_thickness_mm or series.geometry.spacing_mm[2],
@@ -133,10 +146,16 @@ def read_source(series: DicomSeries | NiftiSeries) -> DicomSource:
     )
 
 
-def _source_image(image: DicomImage) -> SourceImage:
+def _source_image(k: int, image: DicomImage) -> SourceImage:
     assert image.position_mm is not None  # the stack was sorted by it
     x, y, z = image.position_mm
-    return SourceImage(CT_IMAGE_STORAGE, image.sop_instance_uid, (x, y, z))
+    return SourceImage(
+        k,
+        image.sop_class_uid or CT_IMAGE_STORAGE,
+        image.sop_instance_uid,
+        (x, y, z),
+        None if image.frame is None else image.frame + 1,
+    )
 
 
 def _patient_study(image: DicomImage) -> PatientStudy:

@@ -7,6 +7,7 @@ named. Before these come the notices of reading and inference.
     organ-cut-by-field-of-view  the organ goes on outside the scan; its volume is a lower bound
     lesion-cut-by-field-of-view the same for a lesion's size
     lesion-outside-host         no voxel inside any organ it may grow in
+    lesions-left-out            more lesions of one kind than are listed
     lesion-ambiguous            one region is called two kinds of lesion
     lesion-fills-host           lesions make up most of their host organ
     asymmetric-pair             left and right differ more than anatomy explains, or only one was found
@@ -14,13 +15,13 @@ named. Before these come the notices of reading and inference.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from service.imaging.volume import Notice, Volume
 from service.inference.manifest import Label
 from service.reporting.regions import Compass
-from service.reporting.schema import FindingsWarning, LesionFinding, OrganFinding
+from service.reporting.schema import FindingsWarning, LesionFinding, LesionLabelSummary, OrganFinding
 
 PAIR_RATIO = 3.0
 """A left and a right organ whose volumes differ by more than this factor are pointed out."""
@@ -38,6 +39,7 @@ def cautions(
     labels: Sequence[Label],
     organs: Sequence[OrganFinding],
     lesions: Sequence[LesionFinding],
+    summaries: Sequence[LesionLabelSummary],
 ) -> tuple[FindingsWarning, ...]:
     """All warnings: the notices of reading and inference first, then those about the findings."""
     return (
@@ -45,6 +47,7 @@ def cautions(
         *_about_the_scan(volume, organs, lesions),
         *_about_organs(organs, lesions),
         *_about_pairs(organs),
+        *_about_counts(summaries, lesions),
         *_about_lesions(labels, lesions),
     )
 
@@ -103,6 +106,20 @@ def _about_pairs(organs: Sequence[OrganFinding]) -> Iterator[FindingsWarning]:
                 code="asymmetric-pair",
                 message=f"{small.display_name} {measured}, {large.display_name} measures {large.volume_ml:.1f} ml.",
                 subject=small.label,
+            )
+
+
+def _about_counts(
+    summaries: Sequence[LesionLabelSummary], lesions: Sequence[LesionFinding]
+) -> Iterator[FindingsWarning]:
+    listed = Counter(lesion.label for lesion in lesions)
+    for summary in summaries:
+        if summary.count > listed[summary.label]:
+            yield FindingsWarning(
+                code="lesions-left-out",
+                message=f"{summary.display_name}: {summary.count} were found and only the {listed[summary.label]} "
+                "largest are listed. So many are rarely real: look at the mask.",
+                subject=summary.label,
             )
 
 

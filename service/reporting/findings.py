@@ -26,7 +26,7 @@ from service.reporting.schema import (
     SeriesCandidate,
     SourceSummary,
 )
-from service.reporting.structures import Component, components, lesion_id
+from service.reporting.structures import Component, Components, components, lesion_id
 
 _SUMMED_VOXELS = 1_000_000
 
@@ -43,7 +43,8 @@ def measure(
 ) -> Findings:
     """The findings of one CT.
 
-    Organs are whole masks; lesions are the 26-connected components of the tumour and cyst masks. Every number is
+    Organs are whole masks; lesions are the 26-connected components of the tumour and cyst masks, of each label the
+    `MOST_LESIONS` largest. Every number is
     taken on the source grid from the source HU. `provenance` is passed through as it is;
     `notices` are those of inference, and become warnings as those of the volume do.
 
@@ -59,9 +60,9 @@ def measure(
     for done, region in enumerate(label_regions(masks)):
         progress(Stage.MEASURING, done / len(masks.labels))
         if region.label.kind.is_lesion:
-            found = list(_lesions(scan, region))
-            lesions += found
-            summaries.append(_summary(scan, region, found))
+            found = components(region)
+            lesions += _lesions(scan, region, found)
+            summaries.append(_summary(scan, region, found.count))
         else:
             organs.append(_organ(scan, region))
     progress(Stage.MEASURING, 1.0)
@@ -72,7 +73,7 @@ def measure(
         organs=tuple(organs),
         lesion_labels=tuple(summaries),
         lesions=tuple(lesions),
-        warnings=cautions((*volume.notices, *notices), volume, masks.labels, organs, lesions),
+        warnings=cautions((*volume.notices, *notices), volume, masks.labels, organs, lesions, summaries),
         provenance=provenance,
     )
 
@@ -160,9 +161,9 @@ def _organ(scan: _Scan, region: Region) -> OrganFinding:
     )
 
 
-def _lesions(scan: _Scan, region: Region) -> Iterator[LesionFinding]:
+def _lesions(scan: _Scan, region: Region, found: Components) -> Iterator[LesionFinding]:
     probability = scan.probability(region)
-    for one in components(region):
+    for one in found.largest:
         inner = tuple(
             slice(cut.start - first, cut.stop - first) for cut, first in zip(one.box, region.start, strict=True)
         )
@@ -235,14 +236,14 @@ def _mean_and_max(probability: NDArray[np.uint8] | None) -> tuple[float | None, 
     return round(float(values.mean()), 3), round(float(values.max()), 3)
 
 
-def _summary(scan: _Scan, region: Region, found: Sequence[LesionFinding]) -> LesionLabelSummary:
+def _summary(scan: _Scan, region: Region, count: int) -> LesionLabelSummary:
     label = region.label
     return LesionLabelSummary(
         label=label.name,
         display_name=label.display_name,
         kind=label.kind.value,
         codes=label_codes(label),
-        count=len(found),
+        count=count,
         total_volume_ml=scan.volume_ml(int(np.count_nonzero(region.mask))),
     )
 

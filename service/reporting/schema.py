@@ -165,7 +165,7 @@ class LesionLabelSummary(_Part):
     display_name: str = Field(description="Name for people.", examples=["Liver tumor"])
     kind: str = Field(description="The label's kind in the bundle.", examples=["tumor"])
     codes: LabelCodes = Field(description="Meaning in SNOMED CT.")
-    count: int = Field(ge=0, description="Number of lesions found.", examples=[2])
+    count: int = Field(ge=0, description="Number of lesions found; the largest 100 are listed.", examples=[2])
     total_volume_ml: NonNegative = Field(description="Volume of all of them together.", examples=[9.7031])
 
 

@@ -4,8 +4,8 @@ Masks stay bits: a structure hands out its planes slice by slice, and nothing he
 Planes are (rows, columns) = (j, i), as DICOM stores an image.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 import cc3d
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from service.inference.manifest import Label
 from service.inference.masks import Box, LabelMask, Masks
 from service.reporting.regions import Region, label_regions
+
+MOST_LESIONS: Final = 100
+"""Lesions of one label that are measured and have a segment: where the network sees noise there can be thousands."""
 
 _SLICES_PER_SLAB: Final = 16
 
@@ -28,21 +31,32 @@ class Component:
     box: Box
 
 
-def components(region: Region) -> Iterator[Component]:
+@dataclass(frozen=True)
+class Components:
+    """The lesions of a label: how many there are, and one by one the `MOST_LESIONS` largest of them."""
+
+    count: int
+    largest: Iterable[Component]
+
+
+def components(region: Region) -> Components:
     """The 26-connected components of one label, the largest first; of equal ones that with the lower centroid."""
     if region.box is None:
-        return
+        return Components(0, ())
     # As uint8: the path for booleans of cc3d 4.1.1 reserves too few labels where single voxels lie densely, and fails.
     numbered = cc3d.connected_components(region.mask.view(np.uint8), connectivity=26)
     statistics = cc3d.statistics(numbered)
     counts = statistics["voxel_counts"]
     numbers = sorted(range(1, len(counts)), key=lambda n: (-int(counts[n]), tuple(statistics["centroids"][n])))
-    for rank, number in enumerate(numbers, start=1):
+
+    def cut_out(rank: int, number: int) -> Component:
         inner: Box = statistics["bounding_boxes"][number]
         i, j, k = (
             slice(int(cut.start) + first, int(cut.stop) + first) for cut, first in zip(inner, region.start, strict=True)
         )
-        yield Component(rank, numbered[inner] == number, (i, j, k))
+        return Component(rank, numbered[inner] == number, (i, j, k))
+
+    return Components(len(numbers), (cut_out(*one) for one in enumerate(numbers[:MOST_LESIONS], start=1)))
 
 
 def lesion_id(label: Label, rank: int) -> str:
@@ -54,7 +68,8 @@ def lesion_id(label: Label, rank: int) -> str:
 class Structure:
     """A mask that is not empty, with the id of its finding: the label's name for an organ, the lesion's id.
 
-    `title` is its name for people, `bits` its mask in the scan and `box` where that lies.
+    `title` is its name for people, `bits` its mask in the scan and `box` where that lies. Only what lies in `slices`
+    is spoken of; None: all of it.
     """
 
     id: str
@@ -62,6 +77,7 @@ class Structure:
     label: Label
     box: Box
     bits: LabelMask
+    slices: frozenset[int] | None = None
 
     def planes(self) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """(k, plane) of each slice that the structure is in, by k; the plane is cut to the box."""
@@ -70,7 +86,7 @@ class Structure:
             depth = slice(first, min(first + _SLICES_PER_SLAB, k.stop))
             slab = np.ascontiguousarray(self.bits.read((i, j, depth)).transpose(2, 1, 0))
             for place, plane in enumerate(slab, start=first):
-                if plane.any():
+                if plane.any() and (self.slices is None or place in self.slices):
                     yield place, plane
 
     def frames(self, rows: int, columns: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
@@ -97,8 +113,14 @@ def lesions(masks: Masks) -> tuple[Structure, ...]:
         _lesion(region.label, one)
         for region in label_regions(masks)
         if region.label.kind.is_lesion
-        for one in components(region)
+        for one in components(region).largest
     )
+
+
+def on_slices(structures: Iterable[Structure], slices: frozenset[int]) -> tuple[Structure, ...]:
+    """What of the structures lies in these slices; one that lies in none of them is left out."""
+    cut = (replace(structure, slices=slices) for structure in structures)
+    return tuple(structure for structure in cut if any(True for _ in structure.planes()))
 
 
 def _lesion(label: Label, one: Component) -> Structure:

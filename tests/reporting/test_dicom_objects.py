@@ -12,7 +12,8 @@ from service.imaging.geometry import LPS_FROM_RAS
 from service.reporting.structures import lesions, organs
 from service.request import Output, SegType
 from tests.support.dicom_result import SHAPE, Result, complaints, painted, write_result
-from tests.support.dicom_series import axial_affine
+from tests.support.dicom_series import axial_affine, body_hu, write_ct_series
+from tests.support.enhanced_ct import ENHANCED_CT, LEGACY_CONVERTED_CT, write_enhanced_ct
 from tests.support.reporting import PROVENANCE
 
 OBJECTS = ("seg-organs.dcm", "seg-lesions.dcm", "sr.dcm", "rtstruct.dcm")
@@ -75,6 +76,95 @@ def test_frames_of_a_tilted_gantry_lie_on_its_slices(tmp_path):
         (source,) = frame.DerivationImageSequence[0].SourceImageSequence
         assert frame.PlanePositionSequence[0].ImagePositionPatient == placed[source.ReferencedSOPInstanceUID]
     assert (result.folder / "dicom" / "rtstruct.dcm").exists()
+
+
+FRAME_ORDER = [5, 0, 11, 3, 8, 1, 10, 2, 7, 4, 9, 6]  # of the slices in a multi-frame file
+
+
+@pytest.fixture(scope="module", params=[ENHANCED_CT, LEGACY_CONVERTED_CT], ids=lambda uid: uid.name)
+def multi_frame(request, tmp_path_factory) -> Result:
+    def write(folder):
+        folder.mkdir()
+        path = folder / "enhanced"
+        return [write_enhanced_ct(path, body_hu(SHAPE), axial_affine(), sop_class=request.param, order=FRAME_ORDER)]
+
+    return write_result(tmp_path_factory.mktemp("multi-frame"), write=write)
+
+
+@pytest.mark.parametrize("name", ["seg-organs.dcm", "seg-lesions.dcm"])
+def test_segments_of_a_multi_frame_series_refer_to_its_frames(multi_frame, name):
+    """Each frame names the frame of the source that lies where it does, whatever the order in the file."""
+    source = pydicom.dcmread(multi_frame.series[0])
+    segmentation = multi_frame.dataset(name)
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
+        (reference,) = frame.DerivationImageSequence[0].SourceImageSequence
+        assert reference.ReferencedSOPClassUID == source.SOPClassUID
+        assert reference.ReferencedSOPInstanceUID == source.SOPInstanceUID
+        group = source.PerFrameFunctionalGroupsSequence[reference.ReferencedFrameNumber - 1]
+        assert _position(frame) == pytest.approx(_position(group), abs=1e-6)
+
+
+@pytest.mark.parametrize("seg_type", SegType)
+def test_masks_of_a_multi_frame_series_lie_in_their_place(tmp_path, seg_type):
+    def write(folder):
+        folder.mkdir()
+        return [write_enhanced_ct(folder / "enhanced", body_hu(SHAPE), axial_affine(), order=FRAME_ORDER)]
+
+    masks = {name: mask for name, mask in painted().items() if name != "vessel"}  # it lies over the liver
+    result = write_result(tmp_path, write=write, masks=masks, seg_type=seg_type)
+    segmentation = hd.seg.segread(result.folder / "dicom" / "seg-organs.dcm")
+    volume = segmentation.get_volume(combine_segments=False)
+    for number in segmentation.segment_numbers:
+        label = segmentation.get_segment_description(number).TrackingID
+        found = _points(np.argwhere(volume.array[..., number - 1]), volume.affine)
+        affine = LPS_FROM_RAS @ result.volume.geometry.affine
+        assert np.array_equal(found, _points(np.argwhere(masks[label]), affine)), label
+
+
+def test_contours_of_a_multi_frame_series_refer_to_its_frames(multi_frame):
+    source = pydicom.dcmread(multi_frame.series[0])
+    for region in multi_frame.dataset("rtstruct.dcm").ROIContourSequence:
+        for contour in region.ContourSequence:
+            (reference,) = contour.ContourImageSequence
+            group = source.PerFrameFunctionalGroupsSequence[reference.ReferencedFrameNumber - 1]
+            assert float(contour.ContourData[2]) == pytest.approx(_position(group)[2], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_dciodvfy_has_no_complaint_about_results_of_a_multi_frame_series(multi_frame, name):
+    assert complaints(multi_frame.folder / "dicom" / name) == []
+
+
+def test_slices_that_were_missing_are_left_out_and_said(tmp_path):
+    """A lesion that lies in nothing else is left out with them; the findings and the masks keep it."""
+    masks = painted()
+    masks["liver_tumor"][5:9, 4:8, 6] = True  # in the gap, and apart from the others
+    result = write_result(
+        tmp_path,
+        masks=masks,
+        write=lambda folder: [path for path in write_ct_series(folder, body_hu(SHAPE)) if not _lost(path, k=6)],
+    )
+    assert "dicom-slices-left-out" in {notice.code for notice in result.volume.notices}
+    assert result.volume.sop_instance_uids[6] == ""
+    lost_mm = float((result.volume.geometry.affine @ [0, 0, 6, 1])[2])
+    for name in ("seg-organs.dcm", "seg-lesions.dcm"):
+        frames = result.dataset(name).PerFrameFunctionalGroupsSequence
+        assert min(abs(_position(frame)[2] - lost_mm) for frame in frames) > 1.0
+    assert {lesion.id for lesion in result.findings.lesions} == {"liver_tumor-1", "liver_tumor-2", "liver_tumor-3"}
+    (left_out,) = (one.id for one in lesions(result.masks) if one.box[2] == slice(6, 7))
+    assert left_out not in {item.TrackingID for item in result.dataset("seg-lesions.dcm").SegmentSequence}
+    assert left_out not in {item.ROIName for item in result.dataset("rtstruct.dcm").StructureSetROISequence}
+
+
+def _lost(path, k: int) -> bool:
+    if not path.name.endswith(f"-{k:03d}"):
+        return False
+    path.unlink()
+    return True
+
+
+def _position(group) -> list[float]:
+    return [float(value) for value in group.PlanePositionSequence[0].ImagePositionPatient]
 
 
 def _points(indices: np.ndarray, affine: np.ndarray) -> np.ndarray:

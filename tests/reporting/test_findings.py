@@ -135,6 +135,24 @@ def test_components_touch_over_corners_and_come_largest_first():
     assert (summary.count, summary.total_volume_ml) == (2, 0.029)
 
 
+def test_more_lesions_than_are_listed_are_counted_and_said(monkeypatch):
+    monkeypatch.setattr("service.reporting.structures.MOST_LESIONS", 2)
+    large, middle = box_mask(SHAPE, (6, 9), (6, 9), (6, 9)), box_mask(SHAPE, (1, 3), (1, 3), (1, 3))
+    small = box_mask(SHAPE, (1, 2), (7, 8), (1, 2))
+    findings = _findings({"liver_tumor": large | middle | small})
+    assert [lesion.volume_ml for lesion in findings.lesions] == [0.027, 0.008]
+    assert (findings.lesion_labels[0].count, findings.lesion_labels[0].total_volume_ml) == (3, 0.036)
+    (told,) = (warning for warning in findings.warnings if warning.code == "lesions-left-out")
+    assert told.subject == "liver_tumor"
+    assert "3 were found" in told.message
+
+
+def test_as_many_lesions_as_are_listed_need_no_warning(monkeypatch):
+    monkeypatch.setattr("service.reporting.structures.MOST_LESIONS", 2)
+    found = box_mask(SHAPE, (6, 9), (6, 9), (6, 9)) | box_mask(SHAPE, (1, 3), (1, 3), (1, 3))
+    assert "lesions-left-out" not in {warning.code for warning in _findings({"liver_tumor": found}).warnings}
+
+
 def test_single_voxels_as_dense_as_can_be():
     mask = np.zeros((8, 1, 7), bool)
     mask[::2, 0, ::2] = True

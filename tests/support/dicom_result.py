@@ -67,6 +67,7 @@ def write_result(
     outputs: tuple[Output, ...] | None = DICOM,
     change: Callable[[Dataset, int], None] | None = None,
     shown: bool = False,
+    write: Callable[[Path], list[Path]] | None = None,
     **choices: object,
 ) -> Result:
     """Write a series, read it, put the masks in and write the outputs.
@@ -78,12 +79,15 @@ def write_result(
         shape: Of the series (i, j, k).
         outputs: As in a request.
         change: See `write_ct_series`.
+        write: What writes the series in place of `write_ct_series`, into a folder that is not there yet.
         shown: Take the masks as they lie in the patient of the written series, whose slices reading may reverse.
         choices: Further fields of the request.
     """
-    written = write_ct_series(
-        folder / "in", body_hu(shape), axial_affine() if affine is None else affine, change=change
-    )
+    if write is None:
+        hu, affine = body_hu(shape), axial_affine() if affine is None else affine
+        written = write_ct_series(folder / "in", hu, affine, change=change)
+    else:
+        written = write(folder / "in")
     series = select_ct_series(read_study(folder / "in", folder))
     plan = plan_outputs(SegmentationRequest.model_validate({"outputs": outputs, **choices}), series)
     volume = plan.noted_on(read_volume(series))

@@ -26,7 +26,7 @@ from service.reporting.dicom.segmentation import binary_segmentation, labelmap_s
 from service.reporting.dicom.structure_set import save_structure_set, structure_set
 from service.reporting.outputs import OutputPlan
 from service.reporting.schema import Findings
-from service.reporting.structures import Structure, lesions, organs
+from service.reporting.structures import Structure, lesions, on_slices, organs
 from service.request import Output, SegType
 
 FOLDER: Final = "dicom"
@@ -46,7 +46,8 @@ def dicom_tasks(out_dir: Path, masks: Masks, findings: Findings, plan: OutputPla
     """
     if plan.source is None:
         return
-    found = _Found(organs(masks), lesions(masks), masks, findings)
+    imaged = frozenset(plan.source.image_at)
+    found = _Found(on_slices(organs(masks), imaged), on_slices(lesions(masks), imaged), masks, findings)
     if not found.organs and not found.lesions:
         return
     authorship = Authorship(plan.source, findings.provenance, plan.deidentify)

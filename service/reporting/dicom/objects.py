@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, generate_uid
 from pydicom.valuerep import DSfloat, format_number_as_ds
 
-from service.imaging.dicom_source import DicomSource, PatientStudy
+from service.imaging.dicom_source import DicomSource, PatientStudy, SourceImage
 from service.reporting.dicom.codes import concept
 from service.reporting.schema import Provenance
 
@@ -49,12 +49,45 @@ class Authorship:
         }
 
     def source_datasets(self, rows: int, columns: int) -> list[Dataset]:
-        """The source images as highdicom takes them, by k: headers without pixels, of images with that many pixels."""
-        return [self._source_dataset(k, rows, columns) for k in range(len(self.source.images))]
+        """The source images as highdicom takes them: headers without pixels, of images with that many pixels.
 
-    def _source_dataset(self, k: int, rows: int, columns: int) -> Dataset:
-        source, image = self.source, self.source.images[k]
-        dataset = self.study_dataset()
+        One for each of `source.images`; or one for all of them, its frames in their order, where they are frames of
+        one object.
+        """
+        if self.source.images[0].frame is not None:
+            return [self._multi_frame_dataset(rows, columns)]
+        return [self._single_frame_dataset(image, rows, columns) for image in self.source.images]
+
+    def _single_frame_dataset(self, image: SourceImage, rows: int, columns: int) -> Dataset:
+        dataset = self._image_dataset(image, rows, columns)
+        dataset.ImagePositionPatient = decimals(image.position_mm)
+        dataset.update(self._plane())
+        dataset.update(self._measures())
+        return dataset
+
+    def _multi_frame_dataset(self, rows: int, columns: int) -> Dataset:
+        images, shared = self.source.images, Dataset()
+        dataset = self._image_dataset(images[0], rows, columns)
+        dataset.NumberOfFrames = len(images)
+        shared.PlaneOrientationSequence = [self._plane()]
+        shared.PixelMeasuresSequence = [self._measures()]
+        dataset.SharedFunctionalGroupsSequence = [shared]
+        dataset.PerFrameFunctionalGroupsSequence = [_placed(image) for image in images]
+        return dataset
+
+    def _plane(self) -> Dataset:
+        plane = Dataset()
+        plane.ImageOrientationPatient = decimals(self.source.orientation)
+        return plane
+
+    def _measures(self) -> Dataset:
+        measures = Dataset()
+        measures.PixelSpacing = decimals(self.source.pixel_spacing_mm)
+        measures.SliceThickness = decimals([self.source.slice_thickness_mm])[0]
+        return measures
+
+    def _image_dataset(self, image: SourceImage, rows: int, columns: int) -> Dataset:
+        source, dataset = self.source, self.study_dataset()
         dataset.SOPClassUID = image.sop_class_uid
         dataset.SOPInstanceUID = image.sop_instance_uid
         dataset.SeriesInstanceUID = source.series_uid
@@ -62,10 +95,6 @@ class Authorship:
         dataset.PositionReferenceIndicator = ""
         dataset.Modality = "CT"
         dataset.Rows, dataset.Columns = rows, columns
-        dataset.ImagePositionPatient = decimals(image.position_mm)
-        dataset.ImageOrientationPatient = decimals(source.orientation)
-        dataset.PixelSpacing = decimals(source.pixel_spacing_mm)
-        dataset.SliceThickness = decimals([source.slice_thickness_mm])[0]
         return dataset
 
     def study_dataset(self) -> Dataset:
@@ -105,6 +134,13 @@ def new_uid() -> UID:
 def decimals(numbers: Sequence[float]) -> list[DSfloat]:
     """Numbers as decimal strings of at most 16 characters (PS3.5 section 6.2, DS)."""
     return [DSfloat(format_number_as_ds(float(number))) for number in numbers]
+
+
+def _placed(image: SourceImage) -> Dataset:
+    group, position = Dataset(), Dataset()
+    position.ImagePositionPatient = decimals(image.position_mm)
+    group.PlanePositionSequence = [position]
+    return group
 
 
 def _deidentify(dataset: Dataset) -> None:

@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
+from service.imaging.dicom_source import SourceImage
 from service.inference.manifest import Label
 from service.reporting.dicom.codes import FAMILY, coded, site_of
 from service.reporting.dicom.objects import RESEARCH_USE, Authorship, new_uid
 from service.reporting.structures import Structure
+
+_ImageKey = tuple[str, int | None]  # SOP instance UID and frame
 
 _SERIES_NUMBERS: Final = {"organs": 9101, "lesions": 9102}
 
@@ -35,13 +38,16 @@ def binary_segmentation(
     hosts: Mapping[str, Label],
 ) -> hd.seg.Segmentation:
     """A BINARY SEG of structures that are not empty; `content` is organs or lesions, `shape` the volume's (i, j, k)."""
-    columns, rows, slices = shape
-    occupied = np.zeros((slices, 1, 1, len(structures)), dtype=np.bool_)
-    packed: dict[tuple[int, str], NDArray[np.uint8]] = {}
+    columns, rows, _ = shape
+    images = authorship.source.images
+    place_of = {image.k: place for place, image in enumerate(images)}
+    occupied = np.zeros((len(images), 1, 1, len(structures)), dtype=np.bool_)
+    packed: dict[tuple[int, _ImageKey], NDArray[np.uint8]] = {}
     for number, structure in enumerate(structures):
         for k, frame in structure.frames(rows, columns):
-            occupied[k, 0, 0, number] = True
-            packed[number + 1, authorship.source.images[k].sop_instance_uid] = np.packbits(frame, bitorder="little")
+            place = place_of[k]
+            occupied[place, 0, 0, number] = True
+            packed[number + 1, _key(images[place])] = np.packbits(frame, bitorder="little")
     segmentation = _segmentation(authorship, structures, content, hosts, "BINARY", occupied, (1, 1))
     segmentation.Rows, segmentation.Columns = rows, columns
     segmentation.PixelData = _end_to_end((packed[frame] for frame in _frames(segmentation)), rows * columns)
@@ -53,12 +59,13 @@ def labelmap_segmentation(
     authorship: Authorship, structures: Sequence[Structure], content: str, shape: tuple[int, int, int]
 ) -> hd.seg.Segmentation:
     """A LABELMAP SEG; later structures lie over earlier ones, and one that is wholly covered has no segment."""
-    columns, rows, slices = shape
-    shown = np.zeros((slices, rows, columns), dtype=np.uint8 if len(structures) < 256 else np.uint16)
+    columns, rows, _ = shape
+    place_of = {image.k: place for place, image in enumerate(authorship.source.images)}
+    shown = np.zeros((len(place_of), rows, columns), dtype=np.uint8 if len(structures) < 256 else np.uint16)
     for number, structure in enumerate(structures, start=1):
         i, j, _ = structure.box
         for k, plane in structure.planes():
-            shown[k, j, i][plane] = number
+            shown[place_of[k], j, i][plane] = number
     visible = np.flatnonzero(np.bincount(shown.ravel(), minlength=len(structures) + 1)[1:])
     renumbered = np.zeros(len(structures) + 1, dtype=shown.dtype)
     renumbered[visible + 1] = np.arange(1, visible.size + 1)
@@ -96,7 +103,7 @@ def _segmentation(
     pixels: NDArray[np.generic],
     matrix: tuple[int, int],
 ) -> hd.seg.Segmentation:
-    return hd.seg.Segmentation(
+    segmentation = hd.seg.Segmentation(
         source_images=authorship.source_datasets(*matrix),
         pixel_array=pixels,
         segmentation_type=kind,
@@ -115,6 +122,19 @@ def _segmentation(
         omit_empty_frames=True,
         **authorship.equipment,
     )
+    _restore_frame_numbers(segmentation, authorship.source.images)
+    return segmentation
+
+
+def _restore_frame_numbers(segmentation: Dataset, images: Sequence[SourceImage]) -> None:
+    """References to frames by their numbers in the source, which may hold others, and these in another order.
+
+    highdicom counts those that it was given, and frames of several segments share one reference.
+    """
+    references = {id(one): one for one in map(_source_image, segmentation.PerFrameFunctionalGroupsSequence)}
+    for reference in references.values():
+        if "ReferencedFrameNumber" in reference:
+            reference.ReferencedFrameNumber = images[reference.ReferencedFrameNumber - 1].frame
 
 
 def _segment(
@@ -174,12 +194,24 @@ def _overlap(structures: Iterable[Structure], shape: tuple[int, int, int]) -> bo
     return False
 
 
-def _frames(segmentation: Dataset) -> Iterator[tuple[int, str]]:
-    """(segment number, SOP instance UID of the source image) of each frame."""
+def _frames(segmentation: Dataset) -> Iterator[tuple[int, _ImageKey]]:
+    """(segment number, source image) of each frame."""
     shared = segmentation.SharedFunctionalGroupsSequence[0]
     for item in segmentation.PerFrameFunctionalGroupsSequence:
         holder = item if "SegmentIdentificationSequence" in item else shared
+        reference = _source_image(item)
+        frame = reference.get("ReferencedFrameNumber")
         yield (
             holder.SegmentIdentificationSequence[0].ReferencedSegmentNumber,
-            item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID,
+            (reference.ReferencedSOPInstanceUID, None if frame is None else int(frame)),
         )
+
+
+def _source_image(frame: Dataset) -> Dataset:
+    """The reference to the source image in a frame's functional groups."""
+    reference: Dataset = frame.DerivationImageSequence[0].SourceImageSequence[0]
+    return reference
+
+
+def _key(image: SourceImage) -> _ImageKey:
+    return image.sop_instance_uid, image.frame

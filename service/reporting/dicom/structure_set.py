@@ -23,7 +23,7 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import Tag
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 
-from service.imaging.dicom_source import DicomSource
+from service.imaging.dicom_source import DicomSource, SourceImage
 from service.inference.manifest import Label
 from service.reporting.dicom.codes import coded, site_of
 from service.reporting.dicom.objects import MANUFACTURER, RESEARCH_USE, Authorship, new_uid
@@ -90,7 +90,7 @@ def _header(authorship: Authorship) -> Dataset:
 def _frame_of_reference(source: DicomSource) -> Dataset:
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = source.series_uid
-    series.ContourImageSequence = [_image_reference(source, k) for k in range(len(source.images))]
+    series.ContourImageSequence = [_image_reference(image) for image in source.images]
     study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, as PS3.3 C.8.8.5.3 has it
     study.ReferencedSOPInstanceUID = source.study_uid
     study.RTReferencedSeriesSequence = [series]
@@ -99,10 +99,13 @@ def _frame_of_reference(source: DicomSource) -> Dataset:
     return frame
 
 
-def _image_reference(source: DicomSource, k: int) -> Dataset:
+def _image_reference(image: SourceImage) -> Dataset:
+    """The Image SOP Instance Reference Macro (PS3.3 table 10-3)."""
     reference = Dataset()
-    reference.ReferencedSOPClassUID = source.images[k].sop_class_uid
-    reference.ReferencedSOPInstanceUID = source.images[k].sop_instance_uid
+    reference.ReferencedSOPClassUID = image.sop_class_uid
+    reference.ReferencedSOPInstanceUID = image.sop_instance_uid
+    if image.frame is not None:
+        reference.ReferencedFrameNumber = image.frame
     return reference
 
 
@@ -132,32 +135,34 @@ def _observation(number: int, structure: Structure, host: Label | None) -> Datas
 
 
 def _roi_contour(source: DicomSource, number: int, structure: Structure) -> Dataset:
-    contour = Dataset()
+    contour, image_at = Dataset(), source.image_at
     contour.ReferencedROINumber = number
     contour.ROIDisplayColor = list(structure.label.color)
     contour.ContourSequence = DicomSequence(
-        _contour(source, k, outline) for k, plane in structure.planes() for outline in outlines(plane, structure)
+        _contour(source, image_at[k], outline)
+        for k, plane in structure.planes()
+        for outline in outlines(plane, structure)
     )
     return contour
 
 
-def _contour(source: DicomSource, k: int, outline: Outline) -> Dataset:
+def _contour(source: DicomSource, image: SourceImage, outline: Outline) -> Dataset:
     item = Dataset()
-    item.ContourImageSequence = [_image_reference(source, k)]
+    item.ContourImageSequence = [_image_reference(image)]
     item.ContourGeometricType = "CLOSED_PLANAR"
     item.NumberOfContourPoints = len(outline)
     # As bytes, which Implicit VR writes as they are: pydicom would make an object of each of a million numbers.
-    text = "\\".join(f"{value:.3f}" for value in _to_lps_mm(source, k, outline).ravel().tolist()).encode()
+    text = "\\".join(f"{value:.3f}" for value in _to_lps_mm(source, image, outline).ravel().tolist()).encode()
     item.add(DataElement(_CONTOUR_DATA, "OB", text + b" " * (len(text) % 2)))
     return item
 
 
-def _to_lps_mm(source: DicomSource, k: int, outline: Outline) -> NDArray[np.float64]:
-    """Points of image k in the patient (PS3.3 C.7.6.2.1.1)."""
+def _to_lps_mm(source: DicomSource, image: SourceImage, outline: Outline) -> NDArray[np.float64]:
+    """Points of an image in the patient (PS3.3 C.7.6.2.1.1)."""
     between_rows, between_columns = source.pixel_spacing_mm
     row, column = np.array(source.orientation[:3]), np.array(source.orientation[3:])
     step = np.stack([row * between_columns, column * between_rows])
-    points: NDArray[np.float64] = np.array(source.images[k].position_mm) + outline @ step
+    points: NDArray[np.float64] = np.array(image.position_mm) + outline @ step
     return points
 
 
