@@ -10,9 +10,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import UID, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 from pynetdicom import AE, _config
 from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verification
 
@@ -22,7 +23,8 @@ from service.exchange.scp import StoreProvider
 from service.jobs.store import JobStore
 from service.settings import Settings
 from service.storage import LocalStorage
-from tests.support.dicom_series import write_ct_series
+from tests.support.bucket import keys, new_bucket, s3_server, use_server
+from tests.support.dicom_series import body_hu, write_ct_series
 from tests.support.jobs import wait_until
 from tests.support.orthanc import running_orthanc
 
@@ -40,11 +42,11 @@ class Receiver:
 
 
 @contextmanager
-def receiving(folder: Path, **changes: object) -> Iterator[Receiver]:
+def receiving(folder: Path, *, storage: LocalStorage | None = None, **changes: object) -> Iterator[Receiver]:
     chosen = {"scp_callers": [CALLER], "scp_port": 0, "study_quiet_seconds": 60.0, "data_dir": folder / "data"}
     settings = Settings.model_validate(chosen | changes)
     with closing(JobStore(settings.database_url)) as store:
-        storage = LocalStorage(settings.data_dir)
+        storage = storage or LocalStorage(settings.data_dir)
         provider = StoreProvider(settings, Intake(settings, store, storage, Catalog.from_settings(settings)))
         port = provider.start()
         try:
@@ -115,9 +117,13 @@ def test_whoever_is_not_named_cannot_associate(tmp_path: Path, titles: dict[str,
         assert receiver.store.list() == []
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, RLELossless], ids=lambda uid: uid.name)
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.name
+)
 def test_instances_are_kept_in_the_syntax_that_they_came_in(tmp_path: Path, syntax: UID):
-    [path, *_] = write_ct_series(tmp_path / "ct")
+    [path, *_] = write_ct_series(
+        tmp_path / "ct", body_hu((64, 64, 3))
+    )  # JPEG 2000 encoders want more than a few pixels
     dataset = pydicom.dcmread(path)
     if syntax.is_compressed:
         dataset.compress(syntax, generate_instance_uid=False)
@@ -128,6 +134,22 @@ def test_instances_are_kept_in_the_syntax_that_they_came_in(tmp_path: Path, synt
         assert send(receiver.port, [tmp_path / "sent"], syntax=syntax) == [0x0000]
         [kept] = receiver.storage.upload_dir(receiver.store.list()[0].id).iterdir()
         assert pydicom.dcmread(kept).file_meta.TransferSyntaxUID == syntax
+        assert np.array_equal(pydicom.dcmread(kept).pixel_array, pydicom.dcmread(path).pixel_array)
+
+
+def test_a_study_can_be_received_into_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files = write_ct_series(tmp_path / "ct")
+    with s3_server() as url:
+        use_server(monkeypatch, url)
+        bucket = new_bucket(tmp_path / "data")
+        with receiving(tmp_path, storage=bucket) as receiver:
+            assert set(send(receiver.port, files[:6])) == {0x0000}
+            assert set(send(receiver.port, files[6:])) == {0x0000}
+            [job] = receiver.store.list()
+        assert len(keys(bucket)) == len(files)
+        fetched = map(pydicom.dcmread, bucket.fetch_upload(job.id, 1).iterdir())
+        pixels = {dataset.SOPInstanceUID: dataset.PixelData for dataset in fetched}
+        assert pixels == {dataset.SOPInstanceUID: dataset.PixelData for dataset in map(pydicom.dcmread, files)}
 
 
 def test_other_objects_than_ct_are_not_negotiated(tmp_path: Path):
