@@ -121,9 +121,7 @@ def test_whoever_is_not_named_cannot_associate(tmp_path: Path, titles: dict[str,
     "syntax", [ImplicitVRLittleEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.name
 )
 def test_instances_are_kept_in_the_syntax_that_they_came_in(tmp_path: Path, syntax: UID):
-    [path, *_] = write_ct_series(
-        tmp_path / "ct", body_hu((64, 64, 3))
-    )  # JPEG 2000 encoders want more than a few pixels
+    [path, *_] = write_ct_series(tmp_path / "ct", body_hu((64, 64, 3)))  # JPEG 2000 wants some pixels
     dataset = pydicom.dcmread(path)
     if syntax.is_compressed:
         dataset.compress(syntax, generate_instance_uid=False)
