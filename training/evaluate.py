@@ -6,7 +6,6 @@ scan's own grid. `training` does not import the service: it calls `viscera segme
 
 import math
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from training.detection import LEAST_LESION_ML, Detections, count_detections, di
 from training.labels import LABELS, LESIONS, ORGANS
 from training.phantom.phantom import draw_phantom
 from training.phantom.write import write_ct
+from training.pools import process_pool
 
 TRUTH_FILE = "labels.npy.gz"
 FIRST_TEST_SEED = 2_000_000  # training and validation seeds lie below
@@ -62,7 +62,7 @@ def evaluate(folder: Path, *, bundle: str | None, scans: int) -> Scores:
     """Scores of a bundle (path or name; None: the default) on `scans` phantoms, drawn into and read from `folder`."""
     seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + scans)
     missing = [seed for seed in seeds if not (folder / "phantoms" / str(seed) / f"{seed}.nii.gz").exists()]
-    with ProcessPoolExecutor(2) as pool:
+    with process_pool(None) as pool:
         jobs = [pool.submit(_draw, folder, seed) for seed in missing]
         for job in track(jobs, description="Phantoms"):
             job.result()
@@ -73,7 +73,7 @@ def evaluate(folder: Path, *, bundle: str | None, scans: int) -> Scores:
 def score_scans(folder: Path, seeds: range) -> Scores:
     """Scores of the masks that lie in `folder` beside their phantoms."""
     scores = Scores()
-    with ProcessPoolExecutor(2) as pool:
+    with process_pool(None) as pool:
         jobs = [
             pool.submit(_score, folder / "phantoms" / str(seed), folder / "segmented" / f"{seed}") for seed in seeds
         ]

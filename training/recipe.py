@@ -51,7 +51,8 @@ class Recipe(BaseModel):
     beside it: window n is the same however fast they come (`open_seeds`). Of the planes along z, losses see every
     `loss_plane_stride`-th. `head_leak` is the slope below 0 of the generated heads' ReLU, a
     scaffold too: with none a head can end up with all its units off where it is wrong, and learn nothing there.
-    Validation goes without it. `mixed_precision` computes in bfloat16 where the device can.
+    Validation goes without it. `freeze_backbone` leaves the backbone as it starts, its norms too: only what reads it
+    learns. `mixed_precision` computes in bfloat16 where the device can.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +82,7 @@ class Recipe(BaseModel):
     start_logit_scale: PositiveFloat = 1.0
     fresh_labels: tuple[str, ...] = ()
     loss_plane_stride: PositiveInt = 3
+    freeze_backbone: bool = False
     mixed_precision: bool = True
     head_leak: float = Field(default=0.0, ge=0.0, lt=1.0)
     scans: float = Field(default=0.0, ge=0.0, le=1.0)

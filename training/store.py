@@ -7,10 +7,8 @@ of the patient. A scan has its own HU in a second file, and no tissues.
 
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +18,7 @@ from rich.progress import track
 
 from training.labels import LABELS
 from training.phantom.anatomy import rasterize, sample_anatomy
+from training.pools import process_pool
 
 CENTERS_PER_LABEL = 256
 _META = ".meta.npz"
@@ -64,7 +63,7 @@ def build_phantom_store(folder: Path, seeds: range, spacing_mm: float, processes
     missing = [seed for seed in seeds if not has_case(folder, seed)]
     if not missing:
         return
-    with _painters(processes) as pool:
+    with process_pool(processes) as pool:
         jobs = [pool.submit(_write_phantom, folder, seed, spacing_mm) for seed in missing]
         for job in track(jobs, description="Phantoms"):
             job.result()
@@ -77,18 +76,13 @@ def drawing_beside(folder: Path, seeds: range, spacing_mm: float, processes: int
     if not missing:
         yield
         return
-    with _painters(processes) as pool:
+    with process_pool(processes) as pool:
         for seed in missing:
             pool.submit(_write_phantom, folder, seed, spacing_mm)
         try:
             yield
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _painters(processes: int | None) -> ProcessPoolExecutor:
-    """Fresh processes: one full of the threads of a training is no place to fork from."""
-    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
 
 
 def has_case(folder: Path, key: CaseKey) -> bool:

@@ -123,6 +123,8 @@ def _train(
         share_batch_norms(classifier)
     ema = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
     average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True)
+    if recipe.freeze_backbone:
+        model.backbone.requires_grad_(False)
     optimizer = torch.optim.AdamW(_parameter_groups(model, classifier, recipe), weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
     first_step = _resume(run, model, classifier, average, optimizer, schedule)
@@ -136,6 +138,7 @@ def _train(
         task = bar.add_task("Training", total=recipe.steps, completed=first_step, loss=math.nan, dice=math.nan)
         for step, batch in enumerate(batches, start=first_step + 1):
             model.train()
+            model.backbone.train(not recipe.freeze_backbone)  # a norm in training mode would move its statistics
             scaffold = scaffold_strength(step, recipe)
             loss, side_loss = _losses(model, classifier, batch, step, recipe)
             optimizer.zero_grad(set_to_none=True)
@@ -189,6 +192,9 @@ def _losses(
     rarity = torch.where(is_organ, recipe.organ_rarity_exponent, recipe.lesion_rarity_exponent)
     with mixed_precision(device, wanted=recipe.mixed_precision):
         bottleneck, decoded = model.backbone(image)
+        if recipe.freeze_backbone:
+            # torch 2.13 on a CPU crashes in the bfloat16 gradient of a group norm whose input needs none.
+            bottleneck, decoded = bottleneck.requires_grad_(), decoded.requires_grad_()
         features, pooled = model.read_out(bottleneck, decoded)
         logits = apply_heads(features[:, :, planes], model.head_params(pooled), leak=recipe.head_leak * scaffold)
         class_logits = None
@@ -241,7 +247,8 @@ def scaffold_strength(step: int, recipe: Recipe) -> float:
 def _parameter_groups(model: UniversalModel, classifier: VoxelClassifier, recipe: Recipe) -> list[dict[str, Any]]:
     head = [p for name, p in model.named_parameters() if name.startswith(("text_to_vision.", "controller."))]
     in_head = {id(parameter) for parameter in head}
-    body = [p for p in (*model.parameters(), *classifier.parameters()) if id(p) not in in_head]
+    learning = [p for p in (*model.parameters(), *classifier.parameters()) if p.requires_grad]
+    body = [p for p in learning if id(p) not in in_head]
     return [
         {"params": body, "lr": recipe.learning_rate},
         {"params": head, "lr": recipe.learning_rate * recipe.head_learning_rate_factor},

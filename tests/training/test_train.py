@@ -89,6 +89,20 @@ def test_a_classifier_that_warms_up_does_not_move_the_network(tmp_path: Path) ->
     assert (supervised - without).abs().max() > 1e-3
 
 
+def test_a_frozen_backbone_stays_as_it_was_and_the_heads_learn(tmp_path: Path) -> None:
+    def weights_after(steps: int) -> dict[str, torch.Tensor]:
+        recipe = tiny_recipe(steps=steps, warmup_steps=0, ema_decay=0.0, freeze_backbone=True, deep_supervision=1.0)
+        return load_checkpoint(run_recipe(tmp_path / str(steps), recipe).final).model.state_dict()
+
+    early, late = weights_after(1), weights_after(3)
+    backbone = {name for name in early if name.startswith("backbone.")}
+    assert any(name.endswith("running_mean") for name in backbone)
+    for name in backbone:
+        assert torch.equal(early[name], late[name]), name
+    for name in ("controller.weight", "feature_head.2.weight", "gap.3.weight"):
+        assert not torch.equal(early[name], late[name]), name
+
+
 def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(
     finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

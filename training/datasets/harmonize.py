@@ -6,15 +6,13 @@ the 32 labels with a mask of those that were annotated. What is there already is
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
@@ -30,6 +28,7 @@ from training.datasets.resampling import Spacing, resample_hu, resample_labels
 from training.detection import bounding_box
 from training.labels import LABELS
 from training.phantom.tissues import Tissue
+from training.pools import process_pool
 from training.store import encode_case, has_case, read_source, write_case
 
 _ORDER_CASES = 5  # read to tell which label order a dataset has
@@ -141,10 +140,7 @@ def _each(
     if processes == 1 or len(cases) < 2:
         yield from map(write, cases)
         return
-    # Each on one core: threads of several processes would wait for each other.
-    with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with process_pool(processes) as pool:
         for job in as_completed([pool.submit(write, files) for files in cases]):
             yield job.result()
 

@@ -2,12 +2,8 @@
 
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
-import torch
 from rich.progress import track
 
 from training.commands import CommandError, export, segment, study_name
@@ -15,6 +11,7 @@ from training.datasets.errors import CaseError
 from training.evaluation.report import Evaluation, write_report
 from training.evaluation.scoring import ScanScores, Shown, score_scan
 from training.evaluation.subjects import Subject
+from training.pools import process_pool
 
 _Scored = tuple[ScanScores, Shown] | str
 
@@ -77,9 +74,7 @@ def _score_all(todo: Sequence[tuple[Subject, Path]], processes: int | None) -> "
     """In order, in this process or in several."""
     if processes == 1 or len(todo) < 2:
         return map(_score, todo)
-    with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=partial(torch.set_num_threads, 1)
-    ) as pool:
+    with process_pool(processes) as pool:
         return list(pool.map(_score, todo))
 
 
