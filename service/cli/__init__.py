@@ -14,6 +14,7 @@ from typing import Annotated, ParamSpec
 import typer
 from pydantic import ValidationError
 
+from service.jobs.job import Priority
 from service.request import Mode, Output, PostProcessing, SegmentationRequest, SegType
 
 Parameters = ParamSpec("Parameters")
@@ -185,11 +186,17 @@ def segment_command(
 @app.command("submit")
 @_exits
 def submit_command(
-    study: Annotated[
-        Path, typer.Argument(metavar="PATH", help="NIfTI file, zip, or folder of DICOM files.", exists=True)
+    studies: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", help="NIfTI file, zip, or folder of DICOM files.", exists=True),
     ],
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the job and print its findings.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder to download the results to; implies --wait.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the jobs and print their findings.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to download the results to, one folder per study when there are several; implies --wait."
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Id or name of a model of the service.")] = None,
     targets: TargetsOption = None,
     mode: ModeOption = Mode.ACCURATE,
@@ -199,12 +206,41 @@ def submit_command(
     outputs: OutputsOption = None,
     seg_type: SegTypeOption = SegType.BINARY,
     deidentify: DeidentifyOption = False,
+    priority: Annotated[Priority, typer.Option(help="Which job a free worker takes first.")] = Priority.ROUTINE,
+    no_reuse: Annotated[
+        bool, typer.Option("--no-reuse", help="Run the job even where its result is stored already.")
+    ] = False,
+    batch_id: Annotated[
+        str | None, typer.Option(help="Name that the jobs share; several studies get one otherwise.", metavar="NAME")
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(help="Fail a job that runs longer; the service's limit otherwise.", metavar="SECONDS"),
+    ] = None,
+    callback_url: Annotated[
+        str | None, typer.Option(help="https address that the service tells when a job has ended.", metavar="URL")
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(help="Peers of the service that get the DICOM results, comma separated.", metavar="A,B"),
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(
+            help="The same command with the same key makes no second job; for one study. Repeats after a broken "
+            "connection are safe without it.",
+            metavar="KEY",
+        ),
+    ] = None,
     url: UrlOption = DEFAULT_URL,
     api_key: ApiKeyOption = None,
 ) -> int:
-    """Send a study to a running service."""
+    """Send studies to a running service, each as a job of its own."""
     from service.cli.local_key import key_for
-    from service.cli.submit import submit
+    from service.cli.submit import Handling, submit
+
+    if idempotency_key is not None and len(studies) > 1:
+        raise typer.BadParameter("--idempotency-key is for one study; send each by itself.")
 
     choices = request_of(
         targets=_split(targets),
@@ -217,7 +253,9 @@ def submit_command(
         deidentify=deidentify,
     )
     key = key_for(url, api_key)
-    return submit(study, choices, url=url, api_key=key, wait=wait or out is not None, out=out, model=model)
+    handling = Handling(priority, not no_reuse, batch_id, time_limit, callback_url, _split(push) or (), idempotency_key)
+    waits = wait or out is not None
+    return submit(studies, choices, url=url, api_key=key, wait=waits, out=out, model=model, handling=handling)
 
 
 @app.command("demo")

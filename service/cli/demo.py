@@ -33,7 +33,7 @@ def demo(study: Path, request: SegmentationRequest, *, out: Path) -> int:
     with _service(out / "service") as url:
         OUT.print(f"Service ready at {url}", soft_wrap=True)
         key = read_local_key(out / "service")
-        status = submit(study, request, url=url, api_key=key, wait=True, out=out, model=None)
+        status = submit([study], request, url=url, api_key=key, wait=True, out=out, model=None)
     if status == 0:
         OUT.print(f"Look at {out / 'overview.png'}", soft_wrap=True)
     return status

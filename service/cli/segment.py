@@ -1,11 +1,12 @@
 """`viscera segment`: studies in, results out, in this process and with no service."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from service.catalog import Catalog
 from service.cli.console import OUT, print_files, print_findings, progress_bar, report
+from service.cli.studies import folders_for
 from service.errors import VisceraError
 from service.inference.model import Model, load_bundle
 from service.pipeline import segment_study
@@ -13,8 +14,6 @@ from service.progress import Stage, overall_percent
 from service.reporting.schema import Findings
 from service.request import SegmentationRequest
 from service.settings import Settings
-
-STUDY_SUFFIXES = (".nii.gz", ".nii", ".zip")
 
 
 def segment(
@@ -43,7 +42,7 @@ def segment(
     )
     model.bundle.labels_for(request.targets)
     status = 0
-    for study, target in _targets(studies, out):
+    for study, target in folders_for(studies, out):
         try:
             findings = _segment_into(target, study, model, request)
         except VisceraError as error:
@@ -84,26 +83,3 @@ def _segment_into(target: Path, study: Path, model: Model, request: Segmentation
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _targets(studies: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
-    """Each study and the folder for its results: `out` itself, or below it a folder of the study's name."""
-    if len(studies) == 1:
-        yield studies[0], out
-        return
-    taken: set[str] = set()
-    for study in studies:
-        base = name = study_name(study)
-        number = 1
-        while name in taken:
-            number += 1
-            name = f"{base}-{number}"
-        taken.add(name)
-        yield study, out / name
-
-
-def study_name(study: Path) -> str:
-    """The file's or folder's name without a known suffix."""
-    name = study.resolve().name
-    suffix = next((suffix for suffix in STUDY_SUFFIXES if name.lower().endswith(suffix)), "")
-    return name.removesuffix(name[len(name) - len(suffix) :]) if suffix else name

@@ -1,15 +1,44 @@
-"""`viscera submit`: send a study to a service, follow the job, print and fetch what was found."""
+"""`viscera submit`: send studies to a service, follow their jobs, print and fetch what was found."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from uuid import uuid4
 
-from service.cli.console import ERR, OUT, print_files, print_findings, print_problem, progress_bar
-from service.client import JobDocument, Viscera, study_files
+from service.cli.console import ERR, OUT, print_files, print_findings, print_problem, progress_bar, report
+from service.cli.studies import folders_for
+from service.client import JobDocument, ProblemError, Viscera, study_files
+from service.jobs.job import Priority
 from service.request import SegmentationRequest
 
 
+@dataclass(frozen=True)
+class Handling:
+    """How the jobs are to be handled; nothing of this changes a result."""
+
+    priority: Priority = Priority.ROUTINE
+    reuse: bool = True
+    batch_id: str | None = None
+    time_limit_seconds: float | None = None
+    callback_url: str | None = None
+    push: tuple[str, ...] = ()
+    idempotency_key: str | None = None  #: of the one study; each gets a fresh one otherwise
+
+
+DEFAULT_HANDLING = Handling()
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What is sent for one job, and where its results go."""
+
+    path: Path
+    files: Sequence[Path]
+    out: Path | None
+
+
 def submit(
-    study: Path,
+    paths: Sequence[Path],
     request: SegmentationRequest,
     *,
     url: str,
@@ -17,34 +46,62 @@ def submit(
     wait: bool,
     out: Path | None,
     model: str | None,
+    handling: Handling = DEFAULT_HANDLING,
 ) -> int:
-    """Submit one study and, with `wait`, see it through; the exit status.
+    """Submit each study and, with `wait`, see the jobs through; the exit status.
+
+    All are sent before the first is followed, and several share a batch. 2 when one of them was refused or did not
+    succeed, after the others were done.
 
     Raises:
-        ProblemError: the service refused something.
         UnreachableError: nothing answers at `url`.
     """
-    files = study_files(study)
-    if not files:
-        print_problem(f"There is no file in {study}.")
-        return 2
-    with Viscera(url, api_key=api_key) as viscera:
-        job = _send(viscera, files, model, request)
-        OUT.print(f"Job {job['id']}", soft_wrap=True)
-        if not wait:
-            OUT.print(f"Follow it at {url.rstrip('/')}{job['links']['self']}", soft_wrap=True)
-            return 0
-        ended = _follow(viscera, job["id"])
-        if ended["status"] != "succeeded":
-            print_problem(_why(ended))
+    places = [(path, None) for path in paths] if out is None else folders_for(paths, out)
+    studies = [_Study(path, study_files(path), folder) for path, folder in places]
+    for study in studies:
+        if not study.files:
+            print_problem(f"There is no file in {study.path}.")
             return 2
-        print_findings(viscera.findings(job["id"]))
-        if out is not None:
-            _fetch(viscera, job["id"], out)
-    return 0
+    several = len(studies) > 1
+    if several and handling.batch_id is None:
+        handling = replace(handling, batch_id=uuid4().hex)
+    with Viscera(url, api_key=api_key) as viscera:
+        sent = [(study, _submitted(viscera, study, model, request, handling, named=several)) for study in studies]
+        jobs = [(study, job) for study, job in sent if job is not None]
+        if several:
+            OUT.print(f"Batch {handling.batch_id}: {len(jobs)} of {len(studies)} studies", soft_wrap=True)
+        if not wait:
+            for _, job in jobs:
+                OUT.print(f"Follow it at {viscera.url}{job['links']['self']}", soft_wrap=True)
+            return 0 if len(jobs) == len(studies) else 2
+        succeeded = [_see_through(viscera, study, job["id"], named=several) for study, job in jobs]
+    return 0 if succeeded.count(True) == len(studies) else 2
 
 
-def _send(viscera: Viscera, files: Sequence[Path], model: str | None, request: SegmentationRequest) -> JobDocument:
+def _submitted(
+    viscera: Viscera,
+    study: _Study,
+    model: str | None,
+    request: SegmentationRequest,
+    handling: Handling,
+    *,
+    named: bool,
+) -> JobDocument | None:
+    """The job of a study; None, after one line, when the service refuses it."""
+    try:
+        job = _send(viscera, study.files, model, request, handling)
+    except ProblemError as problem:
+        if named:
+            OUT.print(f"{study.path}:", soft_wrap=True, markup=False)
+        report(problem)
+        return None
+    OUT.print(f"Job {job['id']}" + (f": {study.path}" if named else ""), soft_wrap=True, markup=False)
+    return job
+
+
+def _send(
+    viscera: Viscera, files: Sequence[Path], model: str | None, request: SegmentationRequest, handling: Handling
+) -> JobDocument:
     with progress_bar() as bar:
         sending = bar.add_task("uploading", total=sum(file.stat().st_size for file in files))
         return viscera.submit(
@@ -58,8 +115,29 @@ def _send(viscera: Viscera, files: Sequence[Path], model: str | None, request: S
             outputs=request.outputs or (),
             seg_type=request.seg_type,
             deidentify=request.deidentify,
+            priority=handling.priority,
+            reuse=handling.reuse,
+            batch_id=handling.batch_id,
+            time_limit_seconds=handling.time_limit_seconds,
+            callback_url=handling.callback_url,
+            push=handling.push,
+            idempotency_key=handling.idempotency_key,
             on_sent=lambda sent: bar.update(sending, completed=sent),
         )
+
+
+def _see_through(viscera: Viscera, study: _Study, job_id: str, *, named: bool) -> bool:
+    """Follow a job, print what it found and fetch the files; False, after one line, when it did not succeed."""
+    ended = _follow(viscera, job_id)
+    if named:
+        OUT.print(f"{study.path}:", soft_wrap=True, markup=False)
+    if ended["status"] != "succeeded":
+        print_problem(_why(ended))
+        return False
+    print_findings(viscera.findings(job_id))
+    if study.out is not None:
+        _fetch(viscera, job_id, study.out)
+    return True
 
 
 def _follow(viscera: Viscera, job_id: str) -> JobDocument:

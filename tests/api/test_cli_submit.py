@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -126,6 +127,48 @@ def test_a_folder_is_sent_file_by_file_without_its_names(api: Api, url: str, tmp
     ]
 
 
+def test_choices_of_handling_reach_the_job(api: Api, url: str, study: Path):
+    options = ["--priority", "stat", "--no-reuse", "--batch-id", "trial-7", "--time-limit", "60"]
+    first = run(app, ["submit", str(study), "--url", url, *options, "--idempotency-key", "one"])
+    again = run(app, ["submit", str(study), "--url", url, *options, "--idempotency-key", "one"])
+
+    assert (first.exit_code, again.exit_code) == (0, 0), first.output + again.output
+    (job_id,) = api.dispatched
+    job = api.store.get(job_id)
+    assert (job.priority, job.reuse, job.batch_id, job.time_limit_seconds) == ("stat", False, "trial-7", 60)
+    assert job.idempotency_key == "one"
+    refused = run(app, ["submit", str(study), "--url", url, "--callback-url", "https://hooks.example/x"])
+    assert (refused.exit_code, "(callback-refused)" in refused.output) == (2, True)
+    unknown = run(app, ["submit", str(study), "--url", url, "--push", "nowhere"])
+    assert (unknown.exit_code, "(unknown-peer)" in unknown.output) == (2, True)
+
+
+def test_several_studies_are_one_batch_and_a_bad_one_fails_alone(api: Api, url: str, study: Path, tmp_path: Path):
+    second = tmp_path / "more" / study.name
+    bad = tmp_path / "bad.nii"
+    second.parent.mkdir()
+    second.write_bytes(b"another scan")
+    bad.write_bytes(b"")
+    out = tmp_path / "out"
+
+    with worker(api, api.succeed):
+        result = run(app, ["submit", str(study), str(bad), str(second), "--url", url, "--out", str(out)])
+
+    assert result.exit_code == 2, result.output
+    assert "(empty-upload)" in result.output
+    assert "2 of 3 studies" in result.output
+    assert len({api.store.get(job_id).batch_id for job_id in api.dispatched}) == 1
+    assert len(api.dispatched) == 2
+    assert [(folder / "overview.png").is_file() for folder in (out / "Doe^Jane", out / "Doe^Jane-2")] == [True, True]
+
+
+def test_an_idempotency_key_is_for_one_study(api: Api, url: str, study: Path):
+    result = run(app, ["submit", str(study), str(study), "--url", url, "--idempotency-key", "one"])
+
+    assert result.exit_code == 2
+    assert api.dispatched == []
+
+
 def test_a_failed_job_is_one_line_and_status_2(api: Api, url: str, study: Path):
     with worker(api, api.fail):
         result = run(app, ["submit", str(study), "--wait", "--url", url])
@@ -213,11 +256,76 @@ def test_the_client_waits_through_a_restart_of_the_service_but_not_for_ever(api:
         return answer
 
     monkeypatch.setattr(api.store, "get", get)
-    monkeypatch.setattr("service.client.DEFAULT_POLL_SECONDS", 0.01)
+    monkeypatch.setattr("service.client.connection.DEFAULT_POLL_SECONDS", 0.01)
     with Viscera(url) as viscera:
         assert viscera.wait(job_id)["status"] == "failed"
     with Viscera("http://127.0.0.1:9") as nowhere, pytest.raises(UnreachableError):
         nowhere.wait(job_id, patience_seconds=0.05)
+
+
+class Lossy(httpx.BaseTransport):
+    """Loses the answers to the first requests, each in its own way."""
+
+    def __init__(self, *losses: type[httpx.TransportError] | httpx.Response) -> None:
+        self.network = httpx.HTTPTransport()
+        self.losses = [*losses]
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        loss = self.losses.pop(0) if self.losses else None
+        if loss is httpx.ConnectError:
+            raise httpx.ConnectError("refused", request=request)
+        response = self.network.handle_request(request)
+        if loss is None:
+            return response
+        response.read()
+        response.close()
+        if isinstance(loss, httpx.Response):
+            return loss
+        raise loss("lost", request=request)
+
+    def close(self) -> None:
+        self.network.close()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that the client would make."""
+    made: list[float] = []
+    monkeypatch.setattr("service.client.connection.time", SimpleNamespace(sleep=made.append))
+    return made
+
+
+def test_a_lost_answer_makes_no_second_job(api: Api, url: str, study: Path, pauses: list[float]):
+    away = httpx.Response(503, headers={"Retry-After": "7"}, json={"type": "/x/y", "title": "Away", "detail": "Away."})
+    with Viscera(url, transport=Lossy(httpx.ReadError, httpx.ConnectError, away)) as viscera:
+        job = viscera.submit([study])
+        other = viscera.submit([study])
+
+    assert api.dispatched == [job["id"], other["id"]]
+    assert pauses == [1.0, 5.0, 15.0]
+
+
+def test_what_cannot_have_arrived_or_may_not_be_repeated_is_told_at_once(
+    api: Api, url: str, study: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    with Viscera(url, transport=Lossy(httpx.ConnectError)) as viscera, pytest.raises(UnreachableError):
+        viscera.submit([study])
+    monkeypatch.setenv("VISCERA_API_KEY", api.keys.create(name="small", quota=1)[1])
+    with Viscera(url) as viscera:
+        viscera.submit([study])
+        with pytest.raises(ProblemError, match="quota-exceeded"):
+            viscera.submit([study])
+    assert pauses == []
+
+
+def test_the_client_gives_up_on_a_service_that_stays_away(api: Api, url: str, study: Path, pauses: list[float]):
+    with (
+        Viscera(url, transport=Lossy(httpx.ReadError, *[httpx.ConnectError] * 3)) as viscera,
+        pytest.raises(UnreachableError),
+    ):
+        viscera.submit([study])
+    assert len(pauses) == 3
+    assert len(api.dispatched) == 1
 
 
 def test_the_client_cancels(api: Api, url: str):

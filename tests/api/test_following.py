@@ -235,7 +235,7 @@ def test_the_stream_of_a_deleted_job_ends(api: Api):
 
 def test_the_client_resumes_a_stream_that_breaks(api: Api, viscera: Viscera, monkeypatch):
     monkeypatch.setattr("service.api.following.STREAM_SECONDS", 0.2)
-    monkeypatch.setattr("service.client.DEFAULT_POLL_SECONDS", 0.05)
+    monkeypatch.setattr("service.client.connection.DEFAULT_POLL_SECONDS", 0.05)
     job_id = api.submit()["id"]
     later(1.0, lambda: api.store.cancel(job_id))
     told = list(viscera.events(job_id))

@@ -1,127 +1,35 @@
-"""A Viscera service seen from the caller's side: submit a study, follow the job, fetch what it found.
-
-    with Viscera("http://127.0.0.1:8000", api_key=key) as viscera:
-        job = viscera.submit([Path("ct.nii.gz")])
-        job = viscera.wait(job["id"])
-        findings = viscera.findings(job["id"])
-
-Answers are the JSON documents of `openapi.yaml` as typed dictionaries. Uploads and downloads are streamed. The names of
-local files, which may carry a patient's name, are not sent.
-"""
+"""The connection to one service: a method for each operation of the API."""
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Self
 from uuid import uuid4
 
 import httpx
 
+from service.client.documents import ArtifactDocument, JobDocument, JobPageDocument
+from service.client.events import Event, events_of
+from service.client.problems import (
+    ProblemError,
+    UnreachableError,
+    is_away,
+    problem_of,
+    retry_after_seconds,
+    unreachable,
+)
+from service.client.upload import CHUNK_BYTES, UploadForm
+
 TERMINAL_STATUSES = frozenset({"succeeded", "failed", "canceled"})
 API_KEY_VARIABLE = "VISCERA_API_KEY"
-CHUNK_BYTES = 256 * 1024
-KEPT_SUFFIXES = (".nii.gz", ".nii", ".zip")
 DEFAULT_POLL_SECONDS = 1.0
 LONG_POLL_SECONDS = 20
+REPEAT_AFTER_SECONDS = (1.0, 5.0, 15.0)  # a submission whose answer was lost
 FINAL_EVENT = "end"
-
-
-class ProblemDocument(TypedDict):
-    """Why a job failed."""
-
-    type: str  #: `/problems/<code>`
-    title: str
-    detail: str
-
-
-class WarningDocument(TypedDict):
-    """What to know before trusting a result."""
-
-    code: str
-    message: str
-    subject: str | None
-
-
-class JobLinksDocument(TypedDict):
-    """Addresses that belong to a job; None while there is nothing there."""
-
-    self: str
-    cancel: str | None
-    findings: str | None
-    artifacts: str | None
-
-
-class JobDocument(TypedDict):
-    """A job as the service tells it; a newer service may tell more."""
-
-    id: str
-    status: Literal["queued", "running", "succeeded", "failed", "canceled"]
-    stage: str | None
-    percent: float
-    queue_position: int | None
-    eta_seconds: int | None
-    priority: Literal["stat", "routine", "batch"]
-    batch_id: str | None
-    cancel_requested: bool
-    attempts: int
-    model: str
-    targets: list[str] | None
-    upload_bytes: int
-    upload_files: int
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-    time_limit_seconds: float | None
-    stage_seconds: dict[str, float]
-    reused_from: str | None
-    expires_at: str | None
-    expired: bool
-    error: ProblemDocument | None
-    warnings: list[WarningDocument]
-    links: JobLinksDocument
-
-
-class JobPageDocument(TypedDict):
-    """Some jobs, newest first."""
-
-    jobs: list[JobDocument]
-    next_cursor: str | None
-
-
-class ArtifactDocument(TypedDict):
-    """One file of a result."""
-
-    name: str
-    media_type: str
-    bytes: int
-    sha256: str
-    href: str
-
-
-class UnreachableError(Exception):
-    """No Viscera service answers at the address."""
-
-
-class ProblemError(Exception):
-    """The service answered with an RFC 9457 problem.
-
-    Attributes:
-        status: the HTTP status.
-        code: the stable kind of problem, such as `not-hu`.
-        title: the kind in a few words.
-        detail: what is wrong and what to do.
-    """
-
-    def __init__(self, status: int, code: str, title: str, detail: str) -> None:
-        super().__init__(f"{title} ({code}): {detail}")
-        self.status = status
-        self.code = code
-        self.title = title
-        self.detail = detail
+_QUOTA_EXCEEDED = "quota-exceeded"  # not over before a job has ended: the caller's to wait for
 
 
 class Viscera:
@@ -180,10 +88,14 @@ class Viscera:
         batch_id: str | None = None,
         time_limit_seconds: float | None = None,
         callback_url: str | None = None,
+        push: Sequence[str] = (),
         idempotency_key: str | None = None,
         on_sent: Callable[[int], None] | None = None,
     ) -> JobDocument:
         """The new job for one study: one NIfTI file, one zip, or all files of a DICOM study.
+
+        Where the connection breaks, or the service cannot tell whether it has taken the job, the submission is repeated
+        under its idempotency key: it never makes a second job.
 
         Args:
             files: the study's files; they are read while they are sent.
@@ -201,7 +113,9 @@ class Viscera:
             batch_id: a name that the jobs of one batch share.
             time_limit_seconds: fail the job when it runs longer; the service's limit otherwise.
             callback_url: https address that is told, signed, when the job has ended.
-            idempotency_key: when the same request comes again with this key, its job is the first one's.
+            push: names of the service's peers that get the DICOM results.
+            idempotency_key: when the same request comes again with this key, its job is the first one's; a fresh key
+                otherwise.
             on_sent: called with the number of bytes read for sending so far.
 
         Raises:
@@ -225,12 +139,10 @@ class Viscera:
         fields = [(name, str(value)) for name, value in choices.items() if value is not None]
         fields += [("targets", target) for target in targets]
         fields += [("outputs", output) for output in outputs]
-        form = _Form(fields, files, on_sent)
+        fields += [("push", peer) for peer in push]
+        form = UploadForm(fields, files, on_sent)
         headers = {"Content-Type": form.content_type, "Content-Length": str(form.length)}
-        if idempotency_key is not None:
-            headers["Idempotency-Key"] = idempotency_key
-        job: JobDocument = self._request("POST", "/v1/jobs", content=iter(form), headers=headers).json()
-        return job
+        return self._create(idempotency_key, headers, lambda: {"content": iter(form)})
 
     def submit_reference(
         self,
@@ -238,6 +150,7 @@ class Viscera:
         *,
         credentials: str | None = None,
         push: Sequence[str] = (),
+        idempotency_key: str | None = None,
         **choices: Any,  # noqa: ANN401
     ) -> JobDocument:
         """The new job for a study that the service fetches from a PACS by itself.
@@ -246,6 +159,7 @@ class Viscera:
             study_url: WADO-RS address of a study or series, on a host that the service allows.
             credentials: name of the service's peer whose credentials to use.
             push: names of the service's peers that get the DICOM results.
+            idempotency_key: as in `submit`.
             choices: `model`, `targets`, `mode` and so on, as in the JSON body of `POST /v1/jobs`.
 
         Raises:
@@ -254,8 +168,7 @@ class Viscera:
         """
         reference = {"url": study_url, "credentials": credentials}
         body = {"reference": reference, "push": [*push], **choices}
-        job: JobDocument = self._request("POST", "/v1/jobs", json=body).json()
-        return job
+        return self._create(idempotency_key, {}, lambda: {"json": body})
 
     def job(self, job_id: str) -> JobDocument:
         """The job as it stands."""
@@ -293,7 +206,7 @@ class Viscera:
             try:
                 response = self._poll(job_id, etag)
             except (UnreachableError, ProblemError) as error:
-                if not _is_away(error) or time.monotonic() - answered_at > patience_seconds:
+                if not is_away(error) or time.monotonic() - answered_at > patience_seconds:
                     raise
                 time.sleep(DEFAULT_POLL_SECONDS)
                 continue
@@ -308,7 +221,8 @@ class Viscera:
             changed = response.headers.get("ETag") != etag
             etag = response.headers.get("ETag")
             if etag is None or not (waited or changed):
-                time.sleep(_retry_after_seconds(response))
+                asked_for = retry_after_seconds(response)
+                time.sleep(DEFAULT_POLL_SECONDS if asked_for is None else asked_for)
 
     def events(self, job_id: str, *, patience_seconds: float = 60.0) -> Iterator[JobDocument]:
         """The job at first and after each change, until it has ended, as the service sends it.
@@ -330,7 +244,7 @@ class Viscera:
                     if event.name == FINAL_EVENT:
                         return
             except (UnreachableError, ProblemError) as error:
-                if not _is_away(error) or time.monotonic() - heard_at > patience_seconds:
+                if not is_away(error) or time.monotonic() - heard_at > patience_seconds:
                     raise
             time.sleep(DEFAULT_POLL_SECONDS)
 
@@ -368,12 +282,12 @@ class Viscera:
             with self._http.stream("GET", f"/v1/jobs/{job_id}/artifacts/{name}") as response, part.open("wb") as file:
                 if response.is_error:
                     response.read()
-                    raise _problem(response)
+                    raise problem_of(response)
                 for chunk in response.iter_bytes(CHUNK_BYTES):
                     file.write(chunk)
             part.replace(target)
         except httpx.TransportError as error:
-            raise _unreachable(self._http.base_url, error) from error
+            raise unreachable(self._http.base_url, error) from error
         finally:
             part.unlink(missing_ok=True)
         return target
@@ -382,6 +296,25 @@ class Viscera:
         """The models the service can run."""
         models: list[dict[str, Any]] = _document(self._request("GET", "/v1/models"))["models"]
         return models
+
+    def _create(
+        self, idempotency_key: str | None, headers: Mapping[str, str], content: Callable[[], dict[str, Any]]
+    ) -> JobDocument:
+        """The job of one submission, which is repeated while it may be lost; `content` gives its body anew."""
+        headers = {**headers, "Idempotency-Key": idempotency_key or str(uuid4())}
+        may_have_arrived = False
+        for pause_seconds in (*REPEAT_AFTER_SECONDS, None):
+            try:
+                job: JobDocument = self._request("POST", "/v1/jobs", headers=headers, **content()).json()
+            except (UnreachableError, ProblemError) as error:
+                may_have_arrived |= error.may_have_arrived if isinstance(error, UnreachableError) else is_away(error)
+                if pause_seconds is None or not may_have_arrived or not _worth_repeating(error):
+                    raise
+                asked_for = error.retry_after_seconds if isinstance(error, ProblemError) else None
+                time.sleep(max(pause_seconds, asked_for or 0.0))
+            else:
+                return job
+        raise AssertionError("the last try returns or raises")
 
     def _poll(self, job_id: str, etag: str | None) -> httpx.Response:
         """The job when it has changed; at once when nothing is known of it yet."""
@@ -396,115 +329,25 @@ class Viscera:
             timeout=patient,
         )
 
-    def _stream(self, job_id: str, last_id: str | None) -> Iterator["_Event"]:
+    def _stream(self, job_id: str, last_id: str | None) -> Iterator[Event]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
         try:
             with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as response:
                 if response.is_error:
                     response.read()
-                    raise _problem(response)
-                yield from _events(response.iter_lines())
+                    raise problem_of(response)
+                yield from events_of(response.iter_lines())
         except httpx.TransportError as error:
-            raise _unreachable(self._http.base_url, error) from error
+            raise unreachable(self._http.base_url, error) from error
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own options
         try:
             response = self._http.request(method, path, **options)
         except httpx.TransportError as error:
-            raise _unreachable(self._http.base_url, error) from error
+            raise unreachable(self._http.base_url, error) from error
         if response.is_error:
-            raise _problem(response)
+            raise problem_of(response)
         return response
-
-
-def study_files(path: Path) -> list[Path]:
-    """The files to send for a study at `path`: the file itself, or every file below the folder that is not hidden."""
-    if path.is_file():
-        return [path]
-    files = (file for file in path.rglob("*") if file.is_file())
-    return sorted(file for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts))
-
-
-class _Form:
-    """A multipart/form-data body that opens each file only while it is sent."""
-
-    def __init__(
-        self, fields: Sequence[tuple[str, str | None]], files: Sequence[Path], on_sent: Callable[[int], None] | None
-    ) -> None:
-        self._boundary = uuid4().hex
-        self._on_sent = on_sent
-        self._fields = b"".join(self._head(name) + str(value).encode() + b"\r\n" for name, value in fields)
-        self._files = [
-            (self._head("files", filename=_neutral_name(file, number)), file, file.stat().st_size)
-            for number, file in enumerate(files, start=1)
-        ]
-        self._tail = f"--{self._boundary}--\r\n".encode()
-
-    @property
-    def content_type(self) -> str:
-        return f"multipart/form-data; boundary={self._boundary}"
-
-    @property
-    def length(self) -> int:
-        files = sum(len(head) + size + len(b"\r\n") for head, _, size in self._files)
-        return len(self._fields) + files + len(self._tail)
-
-    def __iter__(self) -> Iterator[bytes]:
-        sent = 0
-        yield self._fields
-        for head, path, _ in self._files:
-            yield head
-            with path.open("rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    yield chunk
-                    sent += len(chunk)
-                    if self._on_sent:
-                        self._on_sent(sent)
-            yield b"\r\n"
-        yield self._tail
-
-    def _head(self, name: str, filename: str | None = None) -> bytes:
-        disposition = f'form-data; name="{name}"'
-        content_type = ""
-        if filename:
-            disposition += f'; filename="{filename}"'
-            content_type = "Content-Type: application/octet-stream\r\n"
-        return f"--{self._boundary}\r\nContent-Disposition: {disposition}\r\n{content_type}\r\n".encode()
-
-
-def _neutral_name(path: Path, number: int) -> str:
-    suffix = next((suffix for suffix in KEPT_SUFFIXES if path.name.lower().endswith(suffix)), ".dcm")
-    return f"{number:05d}{suffix}"
-
-
-@dataclass(frozen=True)
-class _Event:
-    """One server-sent event."""
-
-    name: str
-    data: str
-    id: str | None
-
-
-def _events(lines: Iterator[str]) -> Iterator[_Event]:
-    """The events in the lines of a stream."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        if line.startswith(":"):
-            continue  # a sign of life
-        if line:
-            name, _, value = line.partition(":")
-            fields[name] = value.removeprefix(" ")
-            continue
-        if "data" in fields:
-            yield _Event(fields.get("event", "message"), fields["data"], fields.get("id"))
-        fields = {}
-
-
-def _is_away(error: UnreachableError | ProblemError) -> bool:
-    if isinstance(error, UnreachableError):
-        return True
-    return error.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
 
 
 def _document(response: httpx.Response) -> dict[str, Any]:
@@ -512,24 +355,5 @@ def _document(response: httpx.Response) -> dict[str, Any]:
     return document
 
 
-def _problem(response: httpx.Response) -> ProblemError:
-    try:
-        body = response.json()
-        code = str(body["type"]).rpartition("/")[2]
-        cause = body.get("cause")
-        detail = f"{body['detail']} {cause['detail']}" if cause else str(body["detail"])
-        return ProblemError(response.status_code, code, str(body["title"]), detail)
-    except (ValueError, KeyError, TypeError):
-        return ProblemError(response.status_code, "http-error", response.reason_phrase, response.text[:200])
-
-
-def _unreachable(url: httpx.URL, error: httpx.TransportError) -> UnreachableError:
-    reason = str(error) or type(error).__name__
-    return UnreachableError(f"No Viscera service answers at {url} ({reason}). Start one with `viscera serve`.")
-
-
-def _retry_after_seconds(response: httpx.Response) -> float:
-    try:
-        return max(0.0, float(response.headers["Retry-After"]))
-    except (KeyError, ValueError):
-        return DEFAULT_POLL_SECONDS
+def _worth_repeating(error: UnreachableError | ProblemError) -> bool:
+    return is_away(error) and not (isinstance(error, ProblemError) and error.code == _QUOTA_EXCEEDED)
