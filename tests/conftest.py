@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+pytest_plugins = ["tests.support.backends"]
+
 # One BLAS thread: the tests multiply small matrices, and threads that wait for each other on a busy machine make
 # phantoms many times slower to draw. It must be set before numpy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

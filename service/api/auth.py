@@ -8,10 +8,6 @@
 A test holds every route of the application against that list.
 """
 
-import math
-import threading
-import time
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -46,32 +42,6 @@ _bearer = HTTPBearer(
 )
 
 
-class RateLimiter:
-    """Counts the requests of each key in the minute at hand; one process counts for itself."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._minute = -1
-        self._counts: dict[str, int] = {}
-
-    def count(self, key_id: str, limit: int) -> None:
-        """Count one request.
-
-        Raises:
-            RateLimited: it is one too many for this minute.
-        """
-        now = self._clock()
-        with self._lock:
-            if self._minute != int(now // 60):
-                self._minute, self._counts = int(now // 60), {}
-            self._counts[key_id] = self._counts.get(key_id, 0) + 1
-            if self._counts[key_id] <= limit:
-                return
-        left = max(1, math.ceil(60 - now % 60))
-        raise RateLimited(f"This key may make {limit} requests in a minute; go on in {left} seconds.", left)
-
-
 class Gate:
     """Recognizes callers."""
 
@@ -79,14 +49,13 @@ class Gate:
         self._open = settings.auth == "none"
         self._keys = keys
         self._tokens = TokenVerifier(settings) if settings.oidc_issuer else None
-        self._limiter = RateLimiter()
 
     def admit(self, credentials: HTTPAuthorizationCredentials | None) -> Caller:
         """The caller who holds the credentials.
 
         Raises:
             Unauthenticated: nobody does.
-            RateLimited: too often.
+            RateLimited: too often, at whichever API process.
             StorageUnavailable, IdentityProviderUnavailable: nobody can tell at the moment.
         """
         if self._open:
@@ -95,7 +64,7 @@ class Gate:
             raise Unauthenticated("Send an API key in the header `Authorization: Bearer <key>`.")
         caller = self._recognize(credentials.credentials)
         if caller.key_id is not None and caller.rate_limit is not None:
-            self._limiter.count(caller.key_id, caller.rate_limit)
+            self._keys.count_request(caller.key_id, caller.rate_limit)
         return caller
 
     def _recognize(self, text: str) -> Caller:

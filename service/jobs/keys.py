@@ -5,17 +5,19 @@ A key is `vsc_<id>_<secret>`. The secret has 256 random bits, so a plain SHA-256
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import Engine, RowMapping, func, insert, or_, select, update
+from sqlalchemy import BigInteger, ColumnElement, Engine, RowMapping, case, cast, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from service.errors import KeyNotFound, Unauthenticated
+from service.errors import KeyNotFound, RateLimited, Unauthenticated
 from service.jobs.database import open_engine, transaction
 from service.jobs.job import DEFAULT_TENANT, JobStatus
 from service.jobs.schema import upgrade_schema
@@ -152,6 +154,28 @@ class KeyStore:
             if not connection.execute(statement).rowcount:
                 raise KeyNotFound(f"There is no valid key {key_id[:80]!r}; `viscera keys list` shows them.")
 
+    def count_request(self, key_id: str, limit: int) -> None:
+        """Count one request of the minute at hand, for all processes that share the database.
+
+        The database's clock says which minute it is, since those of several hosts differ. A request that is refused
+        writes nothing.
+
+        Raises:
+            RateLimited: it is one too many for this minute.
+        """
+        minute = _minute_of_the_database(self._engine.dialect.name)
+        in_it = case((API_KEYS.c.counted_minute == minute, API_KEYS.c.counted_requests), else_=0)
+        statement = (
+            update(API_KEYS)
+            .where(API_KEYS.c.id == key_id, in_it < limit)
+            .values(counted_minute=minute, counted_requests=in_it + 1)
+        )
+        with transaction(self._engine) as connection:
+            if connection.execute(statement).rowcount:
+                return
+        left = max(1, math.ceil(60 - time.time() % 60))
+        raise RateLimited(f"This key may make {limit} requests in a minute; go on in {left} seconds.", left)
+
     def unfinished_jobs(self, key_id: str) -> int:
         """How many jobs that came with the key wait or run."""
         statement = select(func.count()).where(
@@ -167,6 +191,12 @@ class KeyStore:
         unnoted = or_(API_KEYS.c.last_used_at.is_(None), API_KEYS.c.last_used_at <= now - _NOTE_USE_EVERY)
         with transaction(self._engine) as connection:
             connection.execute(update(API_KEYS).where(API_KEYS.c.id == key.id, unnoted).values(last_used_at=now))
+
+
+def _minute_of_the_database(dialect: str) -> ColumnElement[int]:
+    """Minutes since 1970, as SQL."""
+    seconds = func.strftime("%s", "now") if dialect == "sqlite" else func.floor(func.extract("epoch", func.now()))
+    return cast(seconds, BigInteger) // 60
 
 
 def _hash(secret: str) -> str:

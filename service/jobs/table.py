@@ -163,6 +163,8 @@ API_KEYS = Table(
     Column("last_used_at", UtcDateTime),
     Column("rate_limit", Integer),
     Column("quota", Integer),
+    Column("counted_minute", BigInteger),  # since 1970, by the database's clock
+    Column("counted_requests", Integer),  # in that minute
     Index("api_keys_by_hash", "hash", unique=True),
 )
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.api.auth import OPEN_PATHS, RateLimiter
-from service.errors import KeyNotFound, RateLimited, Unauthenticated
+from service.api.auth import OPEN_PATHS
+from service.errors import KeyNotFound, Unauthenticated
 from service.jobs.keys import FIRST_KEY_ID, Scope
 from tests.support.api import Api, running_api
 from tests.support.routes import routes_of
+from tests.support.servers import PostgresServer
 
 JOB = "/v1/jobs/00000000-0000-4000-8000-000000000000"
 
@@ -140,16 +141,38 @@ def test_a_key_with_a_rate_limit_is_slowed_down_and_others_are_not(api: Api):
     assert api.client.get("/v1/jobs").status_code == 200
 
 
-def test_the_count_begins_anew_each_minute():
-    now = 119.5
-    limiter = RateLimiter(lambda: now)
-    limiter.count("one", 1)
-    with pytest.raises(RateLimited) as refused:
-        limiter.count("one", 1)
-    assert refused.value.retry_after_seconds == 1
-    limiter.count("two", 1)
-    now = 120.0
-    limiter.count("one", 1)
+def test_a_limit_holds_over_all_api_processes(tmp_path: Path, postgres_url: str):
+    with (
+        running_api(tmp_path / "one", database_url=postgres_url) as one,
+        running_api(tmp_path / "two", database_url=postgres_url) as two,
+    ):
+        text = one.keys.create(name="trial", rate_limit=10)[1]
+        with one.client_with(text) as first, two.client_with(text) as second:
+            answers = [client.get("/v1/jobs").status_code for _ in range(20) for client in (first, second)]
+        assert answers.count(200) in (10, 20)  # a minute may end in between
+        assert set(answers) == {200, 429}
+
+
+def test_a_database_that_is_away_lets_nobody_in_and_is_no_500(tmp_path: Path, postgres: PostgresServer):
+    with running_api(tmp_path, database_url=postgres.url) as api, api.client_of("default", rate_limit=1000) as client:
+        assert client.get("/v1/jobs").status_code == 200
+        postgres.stop()
+        away = client.get("/v1/models")  # which the database has no part in
+        postgres.start()
+        assert client.get("/v1/models").status_code == 200
+    assert (away.status_code, away.json()["type"]) == (503, "/problems/storage-unavailable")
+    assert "Retry-After" in away.headers
+
+
+def test_a_request_that_cannot_be_counted_is_not_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("service.jobs.database._SQLITE_BUSY_SECONDS", 0.1)
+    with running_api(tmp_path) as api, api.client_of("default", rate_limit=1000) as client:
+        assert client.get("/v1/models").status_code == 200
+        with api.store.engine.connect() as writer:  # others may read, and not write
+            writer.exec_driver_sql("BEGIN IMMEDIATE")
+            busy = client.get("/v1/models")
+        assert client.get("/v1/models").status_code == 200
+    assert (busy.status_code, busy.json()["type"]) == (503, "/problems/storage-unavailable")
 
 
 def test_a_quota_counts_jobs_that_have_not_ended(api: Api):

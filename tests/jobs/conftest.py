@@ -1,4 +1,3 @@
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,20 +9,7 @@ from service.jobs.store import JobStore
 from service.settings import Settings
 from tests.support import fake_segmenter
 from tests.support.jobs import REPOSITORY, JobSystem
-from tests.support.servers import RedisServer, redis_program
-
-POSTGRES_URL = "postgresql://postgres@127.0.0.1:5432/test"
-
-
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis of our own for the whole run."""
-    if redis_program() is None:
-        pytest.skip("no redis-server; install it: apt-get install redis-server")
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
+from tests.support.servers import RedisServer
 
 
 @pytest.fixture(params=["embedded", "servers"])
@@ -73,26 +59,6 @@ def make_system(make_settings: Callable[..., Settings]) -> Iterator[Callable[...
 @pytest.fixture
 def system(make_system: Callable[..., JobSystem]) -> JobSystem:
     return make_system()
-
-
-@pytest.fixture
-def postgres_url() -> Iterator[str]:
-    """A PostgreSQL schema of our own, dropped afterwards."""
-    psycopg = pytest.importorskip("psycopg", reason="no psycopg; install it: pip install 'viscera[postgres]'")
-    try:
-        server = psycopg.connect(POSTGRES_URL, connect_timeout=2, autocommit=True)
-    except psycopg.OperationalError:
-        pytest.skip(
-            "no PostgreSQL at 127.0.0.1:5432; start one: docker run --rm -p 5432:5432 "
-            "-e POSTGRES_HOST_AUTH_METHOD=trust -e POSTGRES_DB=test postgres:16"
-        )
-    schema = f"viscera_{uuid.uuid4().hex}"
-    with server:
-        server.execute(f"CREATE SCHEMA {schema}")
-        try:
-            yield f"{POSTGRES_URL}?options=-csearch_path%3D{schema}"
-        finally:
-            server.execute(f"DROP SCHEMA {schema} CASCADE")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -1,17 +1,20 @@
 """Keys and deliveries in either database, with several processes at once."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import select, update
 
-from service.errors import Unauthenticated
+from service.errors import RateLimited, Unauthenticated
 from service.jobs.deliveries import Delivery, DeliveryStore
 from service.jobs.job import JobStatus, NewJob, new_job_id
 from service.jobs.keys import ALL_SCOPES, KeyStore, Scope
 from service.jobs.store import JobStore
+from service.jobs.table import API_KEYS
 from service.request import SegmentationRequest
 
 URL = "https://pacs.example.org/hook"
@@ -43,6 +46,43 @@ def test_a_key_has_what_it_was_made_with(store: JobStore) -> None:
     with pytest.raises(Unauthenticated, match="revoked"):
         keys.authenticate(text)
     assert [key.revoked_at is not None for key in keys.list()] == [True]
+
+
+def test_requests_are_counted_once_by_all_processes_and_anew_each_minute(database_url: str, store: JobStore) -> None:
+    keys = KeyStore(store.engine)
+    limited, other = (keys.create(name=name)[0].id for name in ("limited", "other"))
+
+    waits: list[int] = []
+
+    def taken(requests: int) -> int:
+        def one(_: int) -> bool:
+            try:
+                keys.count_request(limited, 5)
+            except RateLimited as refused:
+                waits.append(refused.retry_after_seconds)
+                return False
+            return True
+
+        with ThreadPoolExecutor(4) as callers:
+            return sum(callers.map(one, range(requests)))
+
+    assert taken(24) in (5, 10)  # a minute may end in between
+    assert all(1 <= seconds <= 60 for seconds in waits)
+    keys.count_request(other, 1)
+    with store.engine.begin() as connection:
+        connection.execute(update(API_KEYS).values(counted_minute=API_KEYS.c.counted_minute - 1))
+    assert taken(24) in (5, 10)
+
+
+def test_the_minute_is_that_of_the_clock(database_url: str, store: JobStore) -> None:
+    keys = KeyStore(store.engine)
+    key = keys.create(name="trial")[0]
+    before = int(time.time() // 60)
+    keys.count_request(key.id, 1)
+    with store.engine.connect() as connection:
+        minute, requests = connection.execute(select(API_KEYS.c.counted_minute, API_KEYS.c.counted_requests)).one()
+    assert before <= minute <= int(time.time() // 60)
+    assert requests == 1
 
 
 def test_of_processes_that_start_at_once_one_makes_the_first_key(database_url: str, store: JobStore) -> None:

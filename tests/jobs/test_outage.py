@@ -1,9 +1,7 @@
 """Redis and PostgreSQL go away while a real worker is at work, and come back."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -11,26 +9,7 @@ from service.errors import StorageUnavailable
 from service.jobs.job import JobStatus
 from service.settings import Settings
 from tests.support.jobs import JobSystem, embedded_only, wait_until
-from tests.support.servers import PostgresServer, RedisServer, postgres_program, redis_program
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    if redis_program() is None:
-        pytest.skip("no redis-server; install it: apt-get install redis-server")
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def postgres() -> Iterator[PostgresServer]:
-    if postgres_program("initdb") is None:
-        pytest.skip("no PostgreSQL; install it: apt-get install postgresql")
-    with closing(PostgresServer()) as server:
-        server.start()
-        yield server
+from tests.support.servers import PostgresServer, RedisServer
 
 
 @embedded_only
