@@ -4,11 +4,10 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pydantic import ValidationError
 
 from service.settings import Settings
 from tests.support.api import Api, running_api
+from tests.support.http_server import http_server
 
 ISSUER = "https://login.example.org"
 AUDIENCE = "viscera"
@@ -61,25 +61,17 @@ def signing_keys() -> dict[str, Any]:
 
 @pytest.fixture
 def provider(signing_keys: dict[str, Any]) -> Iterator[Provider]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            provider.fetches += 1
-            body = json.dumps(provider.key_set()).encode()
-            self.send_response(500 if provider.away else 200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        provider.fetches += 1
+        body = json.dumps(provider.key_set()).encode()
+        request.send_response(500 if provider.away else 200)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            """No access log."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        provider = Provider(f"http://127.0.0.1:{server.server_port}/jwks", dict(signing_keys))
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with http_server(answer) as host:
+        provider = Provider(f"http://{host}/jwks", dict(signing_keys))
         yield provider
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

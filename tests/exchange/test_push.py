@@ -1,9 +1,8 @@
 """Results on their way to a peer: what is sent again, and what a job says when a peer does not take them."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from service.exchange.push import push_result
 from service.progress import Stage, no_progress
 from service.settings import Settings
 from tests.support.dicom_result import Result, write_result
+from tests.support.http_server import body_of, http_server
 from tests.support.orthanc import free_port
 
 
@@ -35,27 +35,15 @@ def stow_peer(statuses: Iterator[int], body: bytes = b"{}") -> Iterator[tuple[st
     """A DICOMweb service that answers with these statuses in turn: its root, and authorization and body of requests."""
     got: list[tuple[str, bytes]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            content = self.rfile.read(int(self.headers["Content-Length"]))
-            got.append((self.headers.get("Authorization", ""), content))
-            self.send_response(next(statuses))
-            self.send_header("Content-Type", "application/dicom+json")
-            self.end_headers()
-            self.wfile.write(body)
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        got.append((request.headers.get("Authorization", ""), body_of(request)))
+        request.send_response(next(statuses))
+        request.send_header("Content-Type", "application/dicom+json")
+        request.end_headers()
+        request.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/dicom-web", got
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with http_server(answer) as host:
+        yield f"http://{host}/dicom-web", got
 
 
 def settings_with(**peers: object) -> Settings:

@@ -1,10 +1,9 @@
 """Jobs by reference: what is allowed, what a hostile or broken PACS meets, and how such a job ends."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from service.exchange.wado import fetch_study
 from service.progress import Stage, no_progress
 from service.settings import Settings
 from tests.support.api import Api, running_api
+from tests.support.http_server import Answer, http_server
 
 STUDY = "/dicom-web/studies/1.2.3"
 RELATED = 'multipart/related; type="application/dicom"; boundary="frontier"'
@@ -233,30 +233,19 @@ def test_a_body_that_is_no_json_is_a_typed_problem(api: Api, content: bytes):
 
 
 @contextmanager
-def pacs(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[tuple[str, list[BaseHTTPRequestHandler]]]:
-    """The `host:port` of a server that answers each GET so, and the requests it got."""
+def pacs(answer: Answer) -> Iterator[tuple[str, list[BaseHTTPRequestHandler]]]:
+    """The `host:port` of a server that answers each request so, and the requests it got."""
     asked: list[BaseHTTPRequestHandler] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self)
-            answer(self)
+    def note_and_answer(request: BaseHTTPRequestHandler) -> None:
+        asked.append(request)
+        answer(request)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with http_server(note_and_answer) as host:
+        yield host, asked
 
 
-def answer_with(body: bytes = WHOLE, status: int = 200, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
+def answer_with(body: bytes = WHOLE, status: int = 200, **headers: str) -> Answer:
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)
         for name, value in ({"Content-Type": RELATED} | {k.replace("_", "-"): v for k, v in headers.items()}).items():
@@ -300,7 +289,7 @@ def test_the_study_is_asked_for_as_it_is_stored(tmp_path: Path):
     ],
 )
 def test_a_pacs_that_does_not_deliver_is_a_typed_failure(
-    tmp_path: Path, answer: Callable[[BaseHTTPRequestHandler], None], error: type[VisceraError], words: str
+    tmp_path: Path, answer: Answer, error: type[VisceraError], words: str
 ):
     with pacs(answer) as (host, asked), pytest.raises(error, match=words) as failed:
         fetch(host, tmp_path / "study")

@@ -4,7 +4,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.support.http_server import body_of, http_server
 
 
 @dataclass
@@ -23,33 +25,24 @@ class Receiver:
 def receiving() -> Iterator[Receiver]:
     """A receiver on a free port of this machine."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            receiver.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
-            if receiver.hold is not None:
-                receiver.hold.wait(30)
-            self.send_response(receiver.statuses.pop(0) if receiver.statuses else 204)
-            if receiver.location:
-                self.send_header("Location", receiver.location)
-            self.send_header("Content-Length", str(receiver.answer_bytes))
-            self.end_headers()
-            try:
-                self.wfile.write(bytes(receiver.answer_bytes))
-            except OSError:
-                return  # nobody listens that long
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        receiver.received.append(({name.lower(): value for name, value in request.headers.items()}, body_of(request)))
+        if receiver.hold is not None:
+            receiver.hold.wait(30)
+        request.send_response(receiver.statuses.pop(0) if receiver.statuses else 204)
+        if receiver.location:
+            request.send_header("Location", receiver.location)
+        request.send_header("Content-Length", str(receiver.answer_bytes))
+        request.end_headers()
+        try:
+            request.wfile.write(bytes(receiver.answer_bytes))
+        except OSError:
+            return  # nobody listens that long
 
-        def log_message(self, *_: object) -> None:
-            """No access log."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        receiver = Receiver(f"http://127.0.0.1:{server.server_port}/hook")
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with http_server(answer) as host:
+        receiver = Receiver(f"http://{host}/hook")
         try:
             yield receiver
         finally:
             if receiver.hold is not None:
                 receiver.hold.set()
-            server.shutdown()
-            thread.join()
