@@ -8,7 +8,7 @@ COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY service ./service
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/viscera \
-    && /opt/viscera/bin/pip install --disable-pip-version-check '.[postgres,s3]' \
+    && /opt/viscera/bin/pip install --disable-pip-version-check '.[postgres,s3,tracing]' \
     && /opt/viscera/bin/pip uninstall --yes pip setuptools
 
 FROM ${PYTHON_IMAGE}

@@ -18,7 +18,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
          gpu) index= ;; \
          *) echo "VARIANT is cpu or gpu, not ${VARIANT}" >&2; exit 1 ;; \
        esac \
-    && /opt/viscera/bin/pip install --disable-pip-version-check ${index:+"${index}"} ".[${VARIANT},postgres,s3]" \
+    && /opt/viscera/bin/pip install --disable-pip-version-check ${index:+"${index}"} ".[${VARIANT},postgres,s3,tracing]" \
     && /opt/viscera/bin/pip uninstall --yes pip
 
 FROM ${PYTHON_IMAGE}

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from importlib.metadata import version
 
+from anyio import to_thread
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
@@ -16,6 +17,7 @@ from service.api.dependencies import Dispatch, Services
 from service.api.documentation import openapi_document
 from service.api.metrics import ApiMetrics
 from service.api.problems import install_problem_handlers
+from service.api.traces import RequestTraces
 from service.api.watch import JobWatch
 from service.catalog import Catalog
 from service.exchange.head import identify
@@ -26,6 +28,7 @@ from service.jobs.queue import JobQueue
 from service.jobs.store import JobStore
 from service.settings import Settings
 from service.storage import LocalStorage, open_storage
+from service.tracing import open_tracing
 from service.webhooks import Deliverer
 
 
@@ -57,7 +60,9 @@ def create_app(
                 watch=JobWatch(own_store.glimpses),
                 metrics=ApiMetrics(own_store),
                 estimator=Estimator(own_store),
+                tracing=open_tracing(settings, "viscera-api"),
             )
+            opened.push_async_callback(to_thread.run_sync, services.tracing.close)  # it waits for the collector
             app.state.services = services
             app.state.gate = Gate(settings, keys)
             if settings.webhook_secret is not None or settings.webhook_tenant_secrets:
@@ -85,6 +90,7 @@ def create_app(
             allow_headers=["Authorization", "If-None-Match", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
             expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
         )
+    app.add_middleware(RequestTraces, tracing=lambda: app.state.services.tracing)
     app.add_middleware(
         RequestBoundary,
         max_body_bytes=settings.max_json_bytes,

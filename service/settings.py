@@ -229,6 +229,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log event that is written."
     )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/]+",
+        description="Base address of an OpenTelemetry collector that gets traces by OTLP over HTTP, such as "
+        "http://collector:4318; needs the extra tracing. Unset: nothing is traced.",
+    )
 
     @field_serializer("webhook_secret", "webhook_tenant_secrets", mode="wrap", when_used="json")
     def _secrets(self, value: Any, mask: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:  # noqa: ANN401

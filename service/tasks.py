@@ -38,6 +38,7 @@ from service.request import SegmentationRequest
 from service.settings import Settings
 from service.stopwatch import Stopwatch
 from service.storage import LocalStorage, is_disk_full, storage_error
+from service.tracing import NO_TRACING, Span, StageSpans, Tracing
 
 _PATIENCE_SECONDS = 300.0  # how long the end of a job waits for a database that is away
 
@@ -72,6 +73,7 @@ class WorkContext:
     storage_pauses: Sequence[float]  #: seconds to wait before each new try while the disk is full or the storage away
     kill_process: Callable[[], None]  #: ends this process at once
     settings: Settings
+    tracing: Tracing = NO_TRACING
 
 
 _context: WorkContext | None = None
@@ -100,20 +102,44 @@ def run_job(context: WorkContext, job_id: str) -> None:
     if job is None:
         log.info("job.skipped", job_id=job_id)
         return
-    with bound_contextvars(job_id=job_id, attempt=job.attempts):
-        log.info("job.started")
-        started = time.monotonic()
-        with _lease(context, job) as lease:
-            ending = _bring_to_an_end(context, job, lease)
-            written = ending is not None and _patiently(lambda: _write(context, job, ending))
-        _clean_up(context.storage, job, ended=written)
-        seconds = round(time.monotonic() - started, 3)
-        if ending is None or not written:
-            log.warning("job.lease_lost", seconds=seconds)
-        else:
-            reason = {} if ending.error is None else {"code": ending.error.code}
-            log.info(f"job.{ending.status}", seconds=seconds, **reason)
-            observe_job(ending.status, reason.get("code"), ending.stage_seconds)
+    span = context.tracing.begin(
+        "job",
+        parent=job.traceparent,
+        attributes={
+            "viscera.job.id": job.id,
+            "viscera.job.attempt": job.attempts,
+            "viscera.job.priority": job.priority,
+            "viscera.job.model": job.model,
+        },
+    )
+    error: str | None = InternalError.code
+    try:
+        with bound_contextvars(job_id=job_id, attempt=job.attempts):
+            error = _run(context, job, span)
+    finally:
+        span.end(error)
+
+
+def _run(context: WorkContext, job: Job, span: Span) -> str | None:
+    """Bring a claimed job to an end, and tell log, metrics and span of it; the code of its error, if it failed."""
+    log.info("job.started")
+    started = time.monotonic()
+    with _lease(context, job) as lease:
+        stages = StageSpans(context.tracing, span, lease.progress)
+        ending = _bring_to_an_end(context, job, lease, stages)
+        code = None if ending is None or ending.error is None else ending.error.code
+        stages.end(code)
+        written = ending is not None and _patiently(lambda: _write(context, job, ending))
+    _clean_up(context.storage, job, ended=written)
+    seconds = round(time.monotonic() - started, 3)
+    if ending is None or not written:
+        log.warning("job.lease_lost", seconds=seconds)
+        span.note({"viscera.job.status": "lost"})
+        return None
+    log.info(f"job.{ending.status}", seconds=seconds, **({} if code is None else {"code": code}))
+    observe_job(ending.status, code, ending.stage_seconds)
+    span.note({"viscera.job.status": ending.status, "viscera.job.reused": int(ending.reused_from is not None)})
+    return code
 
 
 def _lease(context: WorkContext, job: Job) -> Lease:
@@ -136,11 +162,11 @@ class _Ending:
     reused_from: str | None = None
 
 
-def _bring_to_an_end(context: WorkContext, job: Job, lease: Lease) -> _Ending | None:
+def _bring_to_an_end(context: WorkContext, job: Job, lease: Lease, progress: Progress) -> _Ending | None:
     """Run the job and publish its result; None when it became another worker's meanwhile."""
     try:
-        ending = _reuse(context, job) or _segment_persistently(context, job, lease)
-        return replace(ending, notices=(*ending.notices, *_push(context, job, lease)))
+        ending = _reuse(context, job) or _segment_persistently(context, job, lease, progress)
+        return replace(ending, notices=(*ending.notices, *_push(context, job, progress)))
     except LeaseLost:
         return None
     except JobCanceled:
@@ -171,25 +197,25 @@ def _reuse(context: WorkContext, job: Job) -> _Ending | None:
     return _Ending(JobStatus.SUCCEEDED, notices=notices, reused_from=source.reused_from or source.id)
 
 
-def _segment_persistently(context: WorkContext, job: Job, lease: Lease) -> _Ending:
+def _segment_persistently(context: WorkContext, job: Job, lease: Lease, progress: Progress) -> _Ending:
     """Run the job; when the disk is full or the storage away, from its beginning again after each pause."""
     for pause in context.storage_pauses:
         try:
-            return _segment(context, job, lease)
+            return _segment(context, job, lease, progress)
         except (StorageUnavailable, OSError) as error:
             if isinstance(error, UploadGone) or (isinstance(error, OSError) and not is_disk_full(error)):
                 raise
             log.warning("storage.away", error=type(error).__name__, retry_in_seconds=pause)
         _discard(context.storage, job)
         lease.pause(pause)
-    return _segment(context, job, lease)
+    return _segment(context, job, lease, progress)
 
 
-def _segment(context: WorkContext, job: Job, lease: Lease) -> _Ending:
+def _segment(context: WorkContext, job: Job, lease: Lease, progress: Progress) -> _Ending:
     storage = context.storage
     out_dir = storage.begin_result(job.id, job.attempts)
     scratch = storage.temporary_dir(job.id, job.attempts)
-    watch = Stopwatch(lease.progress)
+    watch = Stopwatch(progress)
     with _temporary_files_in(scratch):
         source = job.exchange.source
         if source is None:
@@ -204,7 +230,7 @@ def _segment(context: WorkContext, job: Job, lease: Lease) -> _Ending:
     return _Ending(JobStatus.SUCCEEDED, notices=notices, stage_seconds=stage_seconds)
 
 
-def _push(context: WorkContext, job: Job, lease: Lease) -> Sequence[Notice]:
+def _push(context: WorkContext, job: Job, progress: Progress) -> Sequence[Notice]:
     """Send the published result where the job says; whatever goes wrong with it is a remark on the job."""
     if not job.exchange.push:
         return ()
@@ -212,7 +238,7 @@ def _push(context: WorkContext, job: Job, lease: Lease) -> Sequence[Notice]:
     from service.exchange.push import push_result
 
     with context.storage.result_files(job.id) as folder:
-        return push_result(folder, job.exchange.push, context.settings, lease.progress)
+        return push_result(folder, job.exchange.push, context.settings, progress)
 
 
 def _write(context: WorkContext, job: Job, ending: _Ending) -> bool:

@@ -25,6 +25,7 @@ from service.metrics import serve_metrics
 from service.settings import Settings
 from service.storage import open_storage
 from service.tasks import Segmenter, WorkContext, install_context
+from service.tracing import open_tracing
 from service.waiting import once_available
 
 _BEAT_SECONDS = 5.0
@@ -54,6 +55,7 @@ class WarmProcess:
             self._context.store.forget_worker(self._context.owner)
         except StorageUnavailable:
             log.warning("worker.not_forgotten")
+        self._context.tracing.close()
 
     def _live(self) -> None:
         self._report(WorkerState.STARTING, "")
@@ -153,6 +155,7 @@ def _open_context(settings: Settings) -> WorkContext:
         keep_results_for=settings.keep_results_for,
         storage_pauses=_STORAGE_PAUSES,
         kill_process=_kill_process,
+        tracing=open_tracing(settings, "viscera-worker"),
     )
 
 

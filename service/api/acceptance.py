@@ -44,6 +44,7 @@ def accept(
     job_id: str,
     submitted: ReferencedStudy | ReceivedUpload,
     idempotency_key: str | None,
+    traceparent: str | None = None,
 ) -> Job:
     """The queued job for a stored upload or a reference; an upload that asks for something impossible, or came before,
     is removed.
@@ -75,6 +76,7 @@ def accept(
             reuse=handling.reuse,
             time_limit_seconds=handling.time_limit_seconds,
             exchange=submission.exchange,
+            traceparent=traceparent,
         )
         job = services.store.create(new)
     except StorageUnavailable:

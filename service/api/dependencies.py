@@ -16,6 +16,7 @@ from service.jobs.keys import KeyStore
 from service.jobs.store import JobStore
 from service.settings import Settings
 from service.storage import LocalStorage
+from service.tracing import Tracing
 
 Dispatch = Callable[[str, Priority], bool]
 """Sends the message about a queued job; False when the broker is away, and then the sweeper sends it later."""
@@ -35,6 +36,7 @@ class Services:
     watch: JobWatch
     metrics: ApiMetrics
     estimator: Estimator
+    tracing: Tracing
 
 
 async def services_of(request: Request) -> Services:

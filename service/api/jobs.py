@@ -12,6 +12,7 @@ from service.api.problems import merged, problems
 from service.api.references import ReferencedStudy, is_reference, receive_reference
 from service.api.schemas import EXAMPLE_JOB_ID, JobPage, JobView
 from service.api.submission import BATCH_ID_PATTERN, IdempotencyKey
+from service.api.traces import traceparent_of
 from service.api.upload_form import UPLOAD_FORM
 from service.api.uploads import ReceivedUpload, UploadLimits, receive_upload
 from service.errors import (
@@ -100,7 +101,9 @@ async def submit_job(
         limits = UploadLimits(services.settings.max_upload_bytes, services.settings.max_upload_files)
         submitted = await receive_upload(request, services.storage, job_id, limits)
         services.metrics.upload_bytes.inc(submitted.bytes)
-    job = await to_thread.run_sync(accept, services, caller, job_id, submitted, idempotency_key)
+    job = await to_thread.run_sync(
+        accept, services, caller, job_id, submitted, idempotency_key, traceparent_of(request.scope)
+    )
     view = await to_thread.run_sync(view_of, services, job)
     response.headers["Location"] = view.links.self
     response.headers["Retry-After"] = str(poll_seconds(view))

@@ -98,6 +98,7 @@ class NewJob:
     exchange: Exchange = NO_EXCHANGE
     held_until: datetime | None = None  #: not dispatched before; see `service.jobs.held`
     intake: str | None = None  #: under which the next instance of its study finds it
+    traceparent: str | None = None  #: the span that its own belong to; see `service.tracing`
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Job:
     expired_at: datetime | None  #: when it was
     revision: int  #: raised at each change that a caller can see
     exchange: Exchange = NO_EXCHANGE  #: where the study comes from and the results go
+    traceparent: str | None = None  #: the span of the request that made it
 
 
 @dataclass(frozen=True)

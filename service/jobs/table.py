@@ -110,6 +110,7 @@ JOBS = Table(
     Column("exchange", Json),
     Column("held_until", UtcDateTime),
     Column("intake", String(64)),
+    Column("traceparent", String(64)),
     CheckConstraint(f"status IN ({', '.join(repr(str(status)) for status in JobStatus)})", name="jobs_status"),
     CheckConstraint("(status = 'running') = (owner IS NOT NULL)", name="jobs_owner"),
     Index("jobs_by_status", "status", "created_at", "id"),
@@ -206,6 +207,7 @@ def job_of(row: RowMapping) -> Job:
         expires_at=row["expires_at"],
         expired_at=row["expired_at"],
         revision=row["revision"],
+        traceparent=row["traceparent"],
     )
 
 

@@ -100,7 +100,7 @@ def run_without(absent: set[str], code: str, *arguments: str) -> subprocess.Comp
 
 def absent_modules() -> set[str]:
     absent = set(packages_distributions()) - modules_of_the_light_installation()
-    assert {"numpy", "torch", "scipy", "nibabel", "openvino", "onnxruntime", "PIL"} <= absent
+    assert {"numpy", "torch", "scipy", "nibabel", "openvino", "onnxruntime", "PIL", "opentelemetry"} <= absent
     assert not {"fastapi", "celery", "sqlalchemy", "service", "psycopg"} & absent
     return absent
 
