@@ -5,7 +5,8 @@ import binascii
 import hashlib
 import hmac
 
-SECRET_PREFIX = "whsec_"  # noqa: S105  # nosec B105 - a prefix, not a secret
+# A prefix, not a secret.
+SECRET_PREFIX = "whsec_"  # noqa: S105  # nosec B105
 LEAST_KEY_BYTES = 24
 
 
