@@ -21,7 +21,7 @@ from service.request import SegmentationRequest
 from service.storage import LocalStorage
 from service.tasks import WorkContext, install_context, run_job, segment_job
 from tests.support.fake_segmenter import NOTICE, FakeSegmenter
-from tests.support.jobs import JobSystem, submit
+from tests.support.jobs import JobSystem, submit, wait_until
 
 
 @pytest.fixture
@@ -368,10 +368,9 @@ def test_cancel_is_heard_while_a_full_disk_is_waited_for(context: WorkContext) -
 def test_worker_says_what_state_it_is_in(system: JobSystem) -> None:
     worker = system.start_worker()
     with contextlib.closing(system.store):
-        deadline = time.monotonic() + 10
-        while not any(report.state is WorkerState.READY for report in system.store.workers()):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(
+            lambda: any(report.state is WorkerState.READY for report in system.store.workers()), what="the self-test"
+        )
         assert worker.alive
         worker.stop()
         assert not worker.alive
