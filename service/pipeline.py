@@ -68,7 +68,7 @@ def segment_study(
         progress=watch,
     )
     findings = measure(volume, masks, _provenance(volume, masks, model, engine, request), watch, notices)
-    findings = _with_timings(findings, watch)
+    findings = _with_timings(outputs.noted_in(findings), watch)
     write_artifacts(out_dir, volume, masks, findings, outputs, watch, one_by_one=lean)
     return findings
 

@@ -36,6 +36,7 @@ class Output(StrEnum):
     LABEL_MAP = "label_map"  #: segmentation.nii.gz
     MASKS = "masks"  #: a NIfTI mask for each label
     OVERVIEW = "overview"  #: overview.png
+    KEY_IMAGES = "key_images"  #: a picture of each lesion with its diameters
     PREVIEW = "preview"  #: scan and label map on a coarse grid, which the page shows
     CSV = "csv"  #: findings.csv
     SEG = "seg"  #: DICOM Segmentation objects
@@ -98,8 +99,9 @@ class SegmentationRequest(BaseModel):
         default=None,
         min_length=1,
         description=(
-            "Which files to write beside findings.json: `label_map`, `masks`, `overview`, `preview`, `csv` and, for "
-            "DICOM input, `seg`, `sr` (brings `seg` with it) and `rtstruct`; all but `rtstruct` when absent."
+            "Which files to write beside findings.json: `label_map`, `masks`, `overview`, `key_images`, `preview`, "
+            "`csv` and, for DICOM input, `seg`, `sr` (brings `seg` with it) and `rtstruct`; all but `rtstruct` when "
+            "absent."
         ),
         examples=[["seg", "sr", "rtstruct"]],
     )

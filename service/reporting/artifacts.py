@@ -5,6 +5,7 @@
     findings.json           all measurements
     findings.csv            the same organs and lesions as rows
     overview.png            three planes with coloured contours
+    key_images/<lesion>.png the slice each lesion was measured in, with its diameters
     preview/                scan and label map on a coarse grid: see `service.reporting.preview`
     dicom/                  DICOM objects, for DICOM input: see `service.reporting.dicom.files`
     artifacts.json          this list, with media type, size and SHA-256 of each
@@ -32,8 +33,9 @@ from service.inference.masks import Masks
 from service.progress import Progress, Stage, no_progress
 from service.reporting.dicom.files import FOLDER as DICOM_FOLDER
 from service.reporting.dicom.files import Task, dicom_tasks
+from service.reporting.key_images import draw_key_images
 from service.reporting.nifti import label_map_slabs, mask_slabs, nifti_header, verify_nifti, write_nifti
-from service.reporting.outputs import NO_DICOM, OutputPlan
+from service.reporting.outputs import NO_DICOM, OutputPlan, pictured_lesions
 from service.reporting.overview import draw_overview
 from service.reporting.preview import CT as PREVIEW_CT
 from service.reporting.preview import FOLDER as PREVIEW_FOLDER
@@ -48,6 +50,7 @@ SEGMENTATION: Final = "segmentation.nii.gz"
 FINDINGS: Final = "findings.json"
 TABLE: Final = "findings.csv"
 OVERVIEW: Final = "overview.png"
+KEY_IMAGES: Final = "key_images"
 MASKS: Final = "masks"
 INDEX: Final = "artifacts.json"
 
@@ -66,6 +69,11 @@ Index = TypeAdapter(tuple[Artifact, ...])
 def mask_artifact(label_name: str) -> str:
     """Artifact name of one label's mask."""
     return f"{MASKS}/{label_name}.nii.gz"
+
+
+def key_image_artifact(lesion_id: str) -> str:
+    """Artifact name of one lesion's key image."""
+    return f"{KEY_IMAGES}/{lesion_id}.png"
 
 
 def write_artifacts(
@@ -127,6 +135,10 @@ def _tasks(out_dir: Path, volume: Volume, masks: Masks, findings: Findings, plan
         tasks.insert(0, ((SEGMENTATION,), lambda: _write_label_map(path, masks, regions, findings)))
     if Output.OVERVIEW in plan.wanted:
         tasks.append(((OVERVIEW,), lambda: draw_overview(volume, masks, findings).save(out_dir / OVERVIEW)))
+    if Output.KEY_IMAGES in plan.wanted and findings.lesions:
+        (out_dir / KEY_IMAGES).mkdir(exist_ok=True)
+        names = tuple(key_image_artifact(lesion.id) for lesion in pictured_lesions(findings))
+        tasks.append((names, lambda: _write_key_images(out_dir, volume, masks, findings)))
     if Output.PREVIEW in plan.wanted:
         (out_dir / PREVIEW_FOLDER).mkdir(exist_ok=True)
         tasks += _preview_tasks(out_dir, volume, masks, regions, findings)
@@ -138,6 +150,11 @@ def _tasks(out_dir: Path, volume: Volume, masks: Masks, findings: Findings, plan
     if Output.CSV in plan.wanted:
         tasks.append(((TABLE,), lambda: write_table(out_dir / TABLE, findings)))
     return [*tasks, *dicom_tasks(out_dir, masks, findings, plan)]
+
+
+def _write_key_images(out_dir: Path, volume: Volume, masks: Masks, findings: Findings) -> None:
+    for lesion, picture in draw_key_images(volume, masks, findings):
+        picture.save(out_dir / key_image_artifact(lesion.id))
 
 
 def _mask_task(path: Path, masks: Masks, region: Region) -> Callable[[], None]:

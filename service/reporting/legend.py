@@ -44,7 +44,7 @@ def draw_lesions(panel: Panel, box: Box, labels: Sequence[Label], findings: Find
         middle = top + _LESION_ROW // 2
         panel.swatch(box.left + _PAD, middle - 8, colors[lesion.label])
         size = f"{lesion.longest_axial_diameter_mm:.0f} x {lesion.perpendicular_diameter_mm:.0f} mm"
-        measured = f"{size}    {_volume(lesion.volume_ml)}"
+        measured = f"{size}    {volume_text(lesion.volume_ml)}"
         room = box.width - 2 * _PAD - 26 - text_width(measured, 16) - 16
         panel.text(
             (box.left + _PAD + 26, middle - 8),
@@ -78,7 +78,7 @@ def draw_organs(panel: Panel, box: Box, labels: Sequence[Label], findings: Findi
         column, row = divmod(number, rows)
         left = box.left + _PAD + column * (width + gutter)
         middle = box.top + _TITLE + row * _ORGAN_ROW + _ORGAN_ROW // 2
-        volume = _volume(organ.volume_ml)
+        volume = volume_text(organ.volume_ml)
         panel.swatch(left, middle, colors[organ.label])
         panel.text((left + width, middle), volume, size=15, color=TEXT, anchor="rm")
         end = left + width - _VOLUME_COLUMN
@@ -144,7 +144,7 @@ def _organ_notes(findings: Findings, width: int) -> list[str]:
     return [line for note in notes for line in wrapped(note, _SMALL, width - 2 * _PAD)]
 
 
-def _volume(volume_ml: float) -> str:
+def volume_text(volume_ml: float) -> str:
     """Three digits are enough for a picture; the JSON keeps the rest."""
     if volume_ml >= 100.0:
         return f"{volume_ml:,.0f} ml".replace(",", " ")

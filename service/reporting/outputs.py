@@ -11,7 +11,14 @@ from service.imaging.dicom_source import DicomSource, read_source
 from service.imaging.nifti import NiftiSeries
 from service.imaging.study import Series
 from service.imaging.volume import Notice, Volume
+from service.reporting.schema import Findings, FindingsWarning, LesionFinding
 from service.request import DEFAULT_OUTPUTS, DICOM_OUTPUTS, Output, SegmentationRequest, SegType
+
+MOST_KEY_IMAGES: Final = 50
+"""Lesions that are pictured, the largest; noise can make thousands."""
+
+KEY_IMAGES_LEFT_OUT: Final = "key-images-left-out"
+"""The code of the warning that there are more."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +35,27 @@ class OutputPlan:
         """The volume with what the reader of the result should know about its files."""
         return replace(volume, notices=volume.notices + self.notices)
 
+    def noted_in(self, findings: Findings) -> Findings:
+        """The findings with a warning where some of their lesions will have no key image."""
+        left_out = len(findings.lesions) - MOST_KEY_IMAGES
+        if left_out <= 0 or Output.KEY_IMAGES not in self.wanted:
+            return findings
+        warning = FindingsWarning(
+            code=KEY_IMAGES_LEFT_OUT,
+            message=f"The {MOST_KEY_IMAGES} largest lesions have a key image; {left_out} smaller ones have none.",
+        )
+        return findings.model_copy(update={"warnings": (*findings.warnings, warning)})
+
 
 NO_DICOM: Final = OutputPlan()
 """All files that every input allows."""
+
+
+def pictured_lesions(findings: Findings) -> tuple[LesionFinding, ...]:
+    """The lesions that get a key image, in the order of the findings: the largest by volume."""
+    largest = sorted(findings.lesions, key=lambda lesion: -lesion.volume_ml)[:MOST_KEY_IMAGES]
+    ids = {lesion.id for lesion in largest}
+    return tuple(lesion for lesion in findings.lesions if lesion.id in ids)
 
 
 def plan_outputs(request: SegmentationRequest, series: Series) -> OutputPlan:

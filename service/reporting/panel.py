@@ -1,4 +1,4 @@
-"""The dark sheet an overview is drawn on: colours, text, cards, marks. Pillow's built-in font, no files."""
+"""The dark sheet that pictures are drawn on: colours, text, cards, marks. Pillow's built-in font, no files."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,7 +57,7 @@ def font(size: int) -> Font:
     """The built-in font at a pixel size; needs Pillow with FreeType, as all its wheels have."""
     found = ImageFont.load_default(size=size)
     if not isinstance(found, ImageFont.FreeTypeFont):
-        raise RuntimeError("Pillow was built without FreeType, the overview cannot be lettered.")
+        raise RuntimeError("Pillow was built without FreeType, pictures cannot be lettered.")
     return found
 
 
@@ -87,10 +87,10 @@ def wrapped(text: str, size: int, width: int) -> list[str]:
 
 
 class Panel:
-    """An RGB image with the marks an overview is made of. Positions are (x, y), as in Pillow."""
+    """An RGB image with the marks that pictures are made of. Positions are (x, y), as in Pillow."""
 
-    def __init__(self, height: int) -> None:
-        self.image = Image.new("RGB", (WIDTH, height), BACKGROUND)
+    def __init__(self, height: int, width: int = WIDTH) -> None:
+        self.image = Image.new("RGB", (width, height), BACKGROUND)
         self._draw = ImageDraw.Draw(self.image)
 
     def text(
@@ -106,7 +106,7 @@ class Panel:
     def picture(self, picture: Image.Image, box: Box) -> None:
         """A picture of the box's size, with the rounded corners and the edge of a card."""
         self.card(box)
-        self.image.paste(picture, (box.left, box.top), _rounded_mask(box, _RADIUS))
+        self.image.paste(picture, (box.left, box.top), _rounded_mask(box.width, box.height, _RADIUS))
 
     def card(self, box: Box) -> None:
         """A rounded card with a thin edge."""
@@ -150,11 +150,12 @@ class Panel:
         self.text((frame.left + 10, frame.top + 24), lines[1], size=14, color=WHITE)
 
     def _rounded(self, box: Box, color: Color, radius: int) -> None:
-        self.image.paste(color, (box.left, box.top), _rounded_mask(box, radius))
+        self.image.paste(color, (box.left, box.top), _rounded_mask(box.width, box.height, radius))
 
 
-def _rounded_mask(box: Box, radius: int) -> Image.Image:
-    large = Image.new("L", (box.width * _SMOOTH, box.height * _SMOOTH), 0)
-    corner = (box.width * _SMOOTH - 1, box.height * _SMOOTH - 1)
+@lru_cache(maxsize=16)  # the cards of key images are all alike
+def _rounded_mask(width: int, height: int, radius: int) -> Image.Image:
+    large = Image.new("L", (width * _SMOOTH, height * _SMOOTH), 0)
+    corner = (width * _SMOOTH - 1, height * _SMOOTH - 1)
     ImageDraw.Draw(large).rounded_rectangle([(0, 0), corner], radius * _SMOOTH, fill=255)
     return large.reduce(_SMOOTH)

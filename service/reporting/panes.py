@@ -10,7 +10,7 @@ from PIL import Image
 
 from service.imaging.volume import Volume
 from service.inference.masks import Masks
-from service.reporting.contours import WHITE, Canvas, Pen, draw_line, draw_mask, visible
+from service.reporting.contours import WHITE, Canvas, Color, Pen, draw_line, draw_mask, visible
 from service.reporting.panel import ACCENT, TEXT, Box, Panel, text_width
 from service.reporting.planes import DisplayPlane, Voxel
 from service.reporting.schema import Findings, LesionFinding
@@ -18,6 +18,9 @@ from service.reporting.schema import Findings, LesionFinding
 VOI_CENTER_HU: Final = 40.0
 VOI_WIDTH_HU: Final = 400.0
 """Display window for soft tissue, the usual one for the abdomen."""
+
+Position = tuple[float, float]  # (y, x) in pixels of a card
+Line = tuple[Position, Position]
 
 _ORGAN_PEN = Pen(color=WHITE, width=1.7, fill=0.20)
 _LESION_PEN = Pen(color=WHITE, width=2.2, fill=0.42, halo=1.4)
@@ -37,8 +40,8 @@ class Callout:
     lesion: LesionFinding
     lines: tuple[str, str]
     frame: Box
-    start: tuple[float, float]  # (y, x) on the card, at the lesion
-    end: tuple[float, float]  # (y, x) on the card, at the frame
+    start: Position  #: at the lesion
+    end: Position  #: at the frame
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Pane:
         height = max(1, min(self.card.height, round(height_mm * self.scale)))
         return Box((self.card.width - width) // 2, (self.card.height - height) // 2, width, height)
 
-    def position(self, voxel: tuple[float, float, float]) -> tuple[float, float]:
+    def position(self, voxel: tuple[float, float, float]) -> Position:
         """(y, x) of a continuous voxel index, in pixels of the card."""
         row, column = self.plane.place(voxel)
         rows, columns = self.plane.shape
@@ -72,30 +75,52 @@ class Pane:
 
 def draw_pane(panel: Panel, pane: Pane, volume: Volume, masks: Masks, findings: Findings, point: Voxel) -> None:
     """Draw one plane with everything on it."""
-    canvas: Canvas = np.zeros((pane.card.height, pane.card.width, 3), dtype=np.float32)
-    _draw_slice(canvas, pane, volume, masks)
+    canvas = blank_canvas(pane.card)
+    draw_slice(canvas, pane, volume)
+    _draw_masks(canvas, pane, masks)
     _draw_calipers(canvas, pane, findings)
     colors = {label.name: visible(label.color) for label in masks.labels}
     callouts = place_callouts(pane, findings)
     for callout in callouts:
         draw_line(canvas, callout.start, callout.end, (0, 0, 0), width=4.0, opacity=0.5)
         draw_line(canvas, callout.start, callout.end, colors[callout.lesion.label], width=1.8)
-    panel.picture(Image.fromarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8)), pane.card)
-    _annotate(panel, pane, point)
+    panel.picture(as_picture(canvas), pane.card)
+    annotate(panel, pane)
+    _mark_other_planes(panel, pane, point)
     for callout in callouts:
         frame = callout.frame
         on_sheet = Box(frame.left + pane.card.left, frame.top + pane.card.top, frame.width, frame.height)
         panel.call_out(on_sheet, callout.lines, colors[callout.lesion.label])
 
 
-def _draw_slice(canvas: Canvas, pane: Pane, volume: Volume, masks: Masks) -> None:
-    """The slice in the VOI window with every mask on it: organs below lesions, the larger below."""
+def blank_canvas(card: Box) -> Canvas:
+    """A black canvas of the card's size."""
+    return np.zeros((card.height, card.width, 3), dtype=np.float32)
+
+
+def as_picture(canvas: Canvas) -> Image.Image:
+    """The canvas as an image."""
+    return Image.fromarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8))
+
+
+def draw_slice(canvas: Canvas, pane: Pane, volume: Volume) -> None:
+    """The slice in the VOI window, where the pane has its picture."""
     plane, picture = pane.plane, pane.picture
     low = VOI_CENTER_HU - VOI_WIDTH_HU / 2
     gray = np.clip((plane.take(volume.hu).astype(np.float32) - low) / VOI_WIDTH_HU, 0.0, 1.0) * 255.0
     enlarged = np.asarray(Image.fromarray(gray).resize((picture.width, picture.height), Image.Resampling.BICUBIC))
-    part = canvas[picture.top : picture.bottom, picture.left : picture.right]
-    part[:] = np.clip(enlarged, 0.0, 255.0)[..., None]
+    picture_part(canvas, pane)[:] = np.clip(enlarged, 0.0, 255.0)[..., None]
+
+
+def picture_part(canvas: Canvas, pane: Pane) -> Canvas:
+    """The part of a card's canvas that the slice covers."""
+    picture = pane.picture
+    return canvas[picture.top : picture.bottom, picture.left : picture.right]
+
+
+def _draw_masks(canvas: Canvas, pane: Pane, masks: Masks) -> None:
+    """Every mask that the slice cuts: organs below lesions, the larger below."""
+    plane, part = pane.plane, picture_part(canvas, pane)
     areas = [(label, plane.take_mask(mask)) for label, mask in zip(masks.labels, masks.of_labels, strict=True)]
     areas.sort(key=lambda pair: (pair[0].kind.is_lesion, -int(pair[1].sum()), pair[0].index))
     for label, mask in areas:
@@ -108,14 +133,26 @@ def _draw_calipers(canvas: Canvas, pane: Pane, findings: Findings) -> None:
     plane = pane.plane
     if findings.source.slice_axis.value != "ijk"[plane.normal_axis]:
         return
-    to_voxel: NDArray[np.float64] = np.asarray(np.linalg.inv(plane.geometry.affine), dtype=np.float64)
     for lesion in findings.lesions:
-        if lesion.slice_index != plane.index:
-            continue
-        for ends in (lesion.longest_axis_lps_mm, lesion.perpendicular_axis_lps_mm):
-            start, end = (pane.position(_voxel(point, to_voxel)) for point in ends)
-            draw_line(canvas, start, end, (0, 0, 0), width=3.2, opacity=0.35)
-            draw_line(canvas, start, end, WHITE, width=1.3)
+        if lesion.slice_index == plane.index:
+            for start, end in measured_axes(pane, lesion):
+                draw_caliper(canvas, start, end, WHITE)
+
+
+def measured_axes(pane: Pane, lesion: LesionFinding) -> tuple[Line, Line]:
+    """The ends of the longest and of the perpendicular diameter, in pixels of the card."""
+    to_voxel: NDArray[np.float64] = np.asarray(np.linalg.inv(pane.plane.geometry.affine), dtype=np.float64)
+    longest, across = (
+        (pane.position(_voxel(start, to_voxel)), pane.position(_voxel(end, to_voxel)))
+        for start, end in (lesion.longest_axis_lps_mm, lesion.perpendicular_axis_lps_mm)
+    )
+    return longest, across
+
+
+def draw_caliper(canvas: Canvas, start: Position, end: Position, color: Color, width: float = 1.3) -> None:
+    """A measured line that stands off from any image."""
+    draw_line(canvas, start, end, (0, 0, 0), width=width + 1.9, opacity=0.35)
+    draw_line(canvas, start, end, color, width=width)
 
 
 def _voxel(lps_mm: tuple[float, float, float], to_voxel: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -170,7 +207,7 @@ def _free_frame(pane: Pane, area: Box, width: int, frames: list[Box], areas: lis
     return None
 
 
-def _leader(area: Box, frame: Box) -> tuple[tuple[float, float], tuple[float, float]]:
+def _leader(area: Box, frame: Box) -> Line:
     """From the edge of the ellipse in the lesion's box to the nearest point of the frame, both (y, x)."""
     y, x = area.top + area.height / 2, area.left + area.width / 2
     end = (min(max(y, frame.top + 8.0), frame.bottom - 8.0), min(max(x, float(frame.left)), float(frame.right)))
@@ -179,9 +216,9 @@ def _leader(area: Box, frame: Box) -> tuple[tuple[float, float], tuple[float, fl
     return (y + dy / reach, x + dx / reach), end
 
 
-def _annotate(panel: Panel, pane: Pane, point: Voxel) -> None:
-    """Plane name, slice, patient directions, a scale bar, and ticks where the other two planes pass."""
-    card, picture, plane = pane.card, pane.picture, pane.plane
+def annotate(panel: Panel, pane: Pane, scale_bar_mm: float = _SCALE_BAR_MM) -> None:
+    """Plane name, slice, patient directions and a scale bar."""
+    card, plane = pane.card, pane.plane
     panel.shadowed((card.left + 12, card.top + 10), plane.name.upper(), size=14, color=TEXT)
     place = f"{'ijk'[plane.normal_axis]} = {plane.index}"
     panel.shadowed((card.right - 12, card.top + 10), place, size=13, color=TEXT, anchor="ra")
@@ -191,7 +228,13 @@ def _annotate(panel: Panel, pane: Pane, point: Voxel) -> None:
     panel.shadowed((card.right - 12, middle), right, size=17, color=ACCENT, anchor="rm")
     panel.shadowed((center, card.top + 8), top, size=17, color=ACCENT, anchor="ma")
     panel.shadowed((center, card.bottom - 8), bottom, size=17, color=ACCENT, anchor="md")
+    length = f"{scale_bar_mm / 10:.0f} cm" if scale_bar_mm >= 10.0 else f"{scale_bar_mm:.0f} mm"
+    panel.scale_bar(card, round(scale_bar_mm * pane.scale), length)
+
+
+def _mark_other_planes(panel: Panel, pane: Pane, point: Voxel) -> None:
+    """Ticks where the other two planes pass."""
+    card, picture = pane.card, pane.picture
     y, x = pane.position(point)
     on_sheet = Box(card.left + picture.left, card.top + picture.top, picture.width, picture.height)
     panel.ticks(on_sheet, card.left + round(x), card.top + round(y))
-    panel.scale_bar(card, round(_SCALE_BAR_MM * pane.scale), f"{_SCALE_BAR_MM / 10:.0f} cm")

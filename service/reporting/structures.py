@@ -107,9 +107,9 @@ def organs(masks: Masks) -> tuple[Structure, ...]:
     )
 
 
-def lesions(masks: Masks) -> tuple[Structure, ...]:
+def lesions(masks: Masks) -> Iterator[Structure]:
     """The lesions that were found, one by one, in the order of the findings."""
-    return tuple(
+    return (
         _lesion(region.label, one)
         for region in label_regions(masks)
         if region.label.kind.is_lesion

@@ -49,6 +49,7 @@ def test_every_file_is_listed_with_its_hash(result):
         "artifacts.json",
         "findings.csv",
         "findings.json",
+        "key_images/liver_tumor-1.png",
         "overview.png",
         "preview/ct.nii.gz",
         "preview/labels.nii.gz",

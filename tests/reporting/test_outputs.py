@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from service.errors import OutputNotPossible
 from service.imaging.study import read_study, select_ct_series
 from service.reporting.outputs import plan_outputs
-from service.request import Output, SegmentationRequest
+from service.request import DEFAULT_OUTPUTS, DICOM_OUTPUTS, Output, SegmentationRequest
 from tests.support.dicom_result import write_result
 from tests.support.dicom_series import write_ct_series
 from tests.support.nifti_files import write_nifti
@@ -28,6 +28,8 @@ def test_without_a_choice_a_dicom_series_gets_all_but_the_structure_set(tmp_path
         "dicom/sr.dcm",
         "findings.csv",
         "findings.json",
+        "key_images/liver_tumor-1.png",
+        "key_images/liver_tumor-2.png",
         "overview.png",
         "preview/ct.nii.gz",
         "preview/labels.nii.gz",
@@ -41,6 +43,7 @@ def test_without_a_choice_a_dicom_series_gets_all_but_the_structure_set(tmp_path
     [
         ((Output.LABEL_MAP,), {"segmentation.nii.gz"}),
         ((Output.CSV, Output.OVERVIEW), {"findings.csv", "overview.png"}),
+        ((Output.KEY_IMAGES,), {"key_images/liver_tumor-1.png", "key_images/liver_tumor-2.png"}),
         ((Output.PREVIEW,), {"preview/ct.nii.gz", "preview/labels.nii.gz"}),
         ((Output.SEG,), {"dicom/seg-organs.dcm", "dicom/seg-lesions.dcm"}),
         ((Output.RTSTRUCT,), {"dicom/rtstruct.dcm"}),
@@ -59,7 +62,7 @@ def test_nifti_input_gets_no_dicom_and_no_warning_unless_asked_for(tmp_path):
     series = _nifti_series(tmp_path)
     plan = plan_outputs(SegmentationRequest(), series)
     assert (plan.source, plan.notices) == (None, ())
-    assert plan.wanted == {Output.LABEL_MAP, Output.MASKS, Output.OVERVIEW, Output.PREVIEW, Output.CSV}
+    assert plan.wanted == DEFAULT_OUTPUTS - DICOM_OUTPUTS
     with pytest.raises(OutputNotPossible, match="DICOM input only"):
         plan_outputs(SegmentationRequest(outputs=(Output.MASKS, Output.SEG)), series)
 

@@ -9,6 +9,7 @@ const OUTPUTS: Record<string, [title: string, byDefault: boolean]> = {
   label_map: ["Label map (NIfTI)", true],
   masks: ["A mask for each label (NIfTI)", true],
   overview: ["Overview picture", true],
+  key_images: ["Key image of each lesion", true],
   preview: ["Preview for this page", true],
   csv: ["Table (CSV)", true],
   seg: ["DICOM SEG", true],
