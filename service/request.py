@@ -39,15 +39,21 @@ class Output(StrEnum):
     KEY_IMAGES = "key_images"  #: a picture of each lesion with its diameters
     PREVIEW = "preview"  #: scan and label map on a coarse grid, which the page shows
     CSV = "csv"  #: findings.csv
+    HTML = "html"  #: report.html, with its pictures inside
+    PDF = "pdf"  #: report.pdf
     SEG = "seg"  #: DICOM Segmentation objects
     SR = "sr"  #: a DICOM measurement report; it refers to the segments and brings `seg` with it
     RTSTRUCT = "rtstruct"  #: a DICOM RT Structure Set
+    ENCAPSULATED_PDF = "encapsulated_pdf"  #: report.pdf as a DICOM object
 
 
-DICOM_OUTPUTS = frozenset({Output.SEG, Output.SR, Output.RTSTRUCT})
+DICOM_OUTPUTS = frozenset({Output.SEG, Output.SR, Output.RTSTRUCT, Output.ENCAPSULATED_PDF})
 """Those that need DICOM input: they join its study."""
 
-DEFAULT_OUTPUTS = frozenset(Output) - {Output.RTSTRUCT}
+ON_DEMAND_OUTPUTS = (Output.RTSTRUCT, Output.ENCAPSULATED_PDF)
+"""Those that are written for callers who ask for them by name only."""
+
+DEFAULT_OUTPUTS = frozenset(Output) - frozenset(ON_DEMAND_OUTPUTS)
 """What is written when the caller does not say; of the DICOM objects only for DICOM input."""
 
 
@@ -100,8 +106,8 @@ class SegmentationRequest(BaseModel):
         min_length=1,
         description=(
             "Which files to write beside findings.json: `label_map`, `masks`, `overview`, `key_images`, `preview`, "
-            "`csv` and, for DICOM input, `seg`, `sr` (brings `seg` with it) and `rtstruct`; all but `rtstruct` when "
-            "absent."
+            "`csv`, `html`, `pdf` and, for DICOM input, `seg`, `sr` (brings `seg` with it), `rtstruct` and "
+            "`encapsulated_pdf`; all but the last two when absent."
         ),
         examples=[["seg", "sr", "rtstruct"]],
     )

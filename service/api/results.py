@@ -28,9 +28,17 @@ from service.reporting.schema import Artifact, Findings
 
 FINDINGS_FILE = "findings.json"
 LISTING_FILE = "artifacts.json"
-# Shown by a browser; everything else is offered for saving.
+# Shown by a browser; everything else is offered for saving, a page above all: here it would run as ours.
 INLINE_MEDIA_TYPES = frozenset({"application/json", "image/png"})
-MEDIA_TYPES = ("application/dicom", "application/gzip", "application/json", "image/png", "text/csv")
+MEDIA_TYPES = (
+    "application/dicom",
+    "application/gzip",
+    "application/json",
+    "application/pdf",
+    "image/png",
+    "text/csv",
+    "text/html",
+)
 
 router = APIRouter(
     prefix="/v1/jobs/{job_id}",

@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 
 from service.jobs.job import Priority
-from service.request import Mode, Output, PostProcessing, SegmentationRequest, SegType
+from service.request import ON_DEMAND_OUTPUTS, Mode, Output, PostProcessing, SegmentationRequest, SegType
 
 Parameters = ParamSpec("Parameters")
 
@@ -47,7 +47,8 @@ PostProcessingOption = Annotated[
 OutputsOption = Annotated[
     str | None,
     typer.Option(
-        help=f"Files to write beside findings.json, comma separated: {', '.join(Output)}; all but rtstruct otherwise.",
+        help=f"Files to write beside findings.json, comma separated: {', '.join(Output)}; all but "
+        f"{' and '.join(ON_DEMAND_OUTPUTS)} otherwise.",
         metavar="A,B",
     ),
 ]

@@ -5,6 +5,7 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made at import, from a table
     Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
     LabelMapSegmentationStorage,
     RTStructureSetStorage,
     SegmentationStorage,
@@ -14,7 +15,13 @@ from service.errors import PushFailed
 from service.exchange.objects import ResultObject
 from service.exchange.peers import DicomNode
 
-RESULT_CLASSES = (SegmentationStorage, LabelMapSegmentationStorage, Comprehensive3DSRStorage, RTStructureSetStorage)
+RESULT_CLASSES = (
+    SegmentationStorage,
+    LabelMapSegmentationStorage,
+    Comprehensive3DSRStorage,
+    RTStructureSetStorage,
+    EncapsulatedPDFStorage,
+)
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
 

@@ -4,8 +4,8 @@
     masks/<label>.nii.gz    one binary mask per requested label; an empty one says "looked for, not found"
     findings.json           all measurements
     findings.csv            the same organs and lesions as rows
-    overview.png            three planes with coloured contours
-    key_images/<lesion>.png the slice each lesion was measured in, with its diameters
+    overview.png, key_images/, report.html, report.pdf
+                            what people look at: see `service.reporting.pictures`
     preview/                scan and label map on a coarse grid: see `service.reporting.preview`
     dicom/                  DICOM objects, for DICOM input: see `service.reporting.dicom.files`
     artifacts.json          this list, with media type, size and SHA-256 of each
@@ -33,10 +33,9 @@ from service.inference.masks import Masks
 from service.progress import Progress, Stage, no_progress
 from service.reporting.dicom.files import FOLDER as DICOM_FOLDER
 from service.reporting.dicom.files import Task, dicom_tasks
-from service.reporting.key_images import draw_key_images
 from service.reporting.nifti import label_map_slabs, mask_slabs, nifti_header, verify_nifti, write_nifti
-from service.reporting.outputs import NO_DICOM, OutputPlan, pictured_lesions
-from service.reporting.overview import draw_overview
+from service.reporting.outputs import NO_DICOM, OutputPlan
+from service.reporting.pictures import picture_tasks
 from service.reporting.preview import CT as PREVIEW_CT
 from service.reporting.preview import FOLDER as PREVIEW_FOLDER
 from service.reporting.preview import LABELS as PREVIEW_LABELS
@@ -49,8 +48,6 @@ from service.request import Output
 SEGMENTATION: Final = "segmentation.nii.gz"
 FINDINGS: Final = "findings.json"
 TABLE: Final = "findings.csv"
-OVERVIEW: Final = "overview.png"
-KEY_IMAGES: Final = "key_images"
 MASKS: Final = "masks"
 INDEX: Final = "artifacts.json"
 
@@ -58,7 +55,9 @@ _MEDIA_TYPES = {
     ".csv": "text/csv",
     ".dcm": "application/dicom",
     ".gz": "application/gzip",
+    ".html": "text/html",
     ".json": "application/json",
+    ".pdf": "application/pdf",
     ".png": "image/png",
 }
 _MAX_THREADS = 4  # the compressor and numpy let go of the interpreter; more threads only wait for memory
@@ -69,11 +68,6 @@ Index = TypeAdapter(tuple[Artifact, ...])
 def mask_artifact(label_name: str) -> str:
     """Artifact name of one label's mask."""
     return f"{MASKS}/{label_name}.nii.gz"
-
-
-def key_image_artifact(lesion_id: str) -> str:
-    """Artifact name of one lesion's key image."""
-    return f"{KEY_IMAGES}/{lesion_id}.png"
 
 
 def write_artifacts(
@@ -120,10 +114,10 @@ def describe(folder: Path, name: str) -> Artifact:
     return Artifact(name=name, media_type=_MEDIA_TYPES[path.suffix], bytes=path.stat().st_size, sha256=digest)
 
 
-def _longest_first(task: Task) -> bool:
-    """DICOM objects take longest: begun first, they run beside all the others."""
+def _longest_first(task: Task) -> int:
+    """DICOM objects take longest, then pictures: begun first, they run beside all the others."""
     names, _ = task
-    return not names[0].startswith(DICOM_FOLDER)
+    return 0 if names[0].startswith(DICOM_FOLDER) else 1 if names[0].endswith((".png", ".html", ".pdf")) else 2
 
 
 def _tasks(out_dir: Path, volume: Volume, masks: Masks, findings: Findings, plan: OutputPlan) -> list[Task]:
@@ -133,12 +127,7 @@ def _tasks(out_dir: Path, volume: Volume, masks: Masks, findings: Findings, plan
     if Output.LABEL_MAP in plan.wanted:
         path = out_dir / SEGMENTATION
         tasks.insert(0, ((SEGMENTATION,), lambda: _write_label_map(path, masks, regions, findings)))
-    if Output.OVERVIEW in plan.wanted:
-        tasks.append(((OVERVIEW,), lambda: draw_overview(volume, masks, findings).save(out_dir / OVERVIEW)))
-    if Output.KEY_IMAGES in plan.wanted and findings.lesions:
-        (out_dir / KEY_IMAGES).mkdir(exist_ok=True)
-        names = tuple(key_image_artifact(lesion.id) for lesion in pictured_lesions(findings))
-        tasks.append((names, lambda: _write_key_images(out_dir, volume, masks, findings)))
+    tasks += picture_tasks(out_dir, volume, masks, findings, plan)
     if Output.PREVIEW in plan.wanted:
         (out_dir / PREVIEW_FOLDER).mkdir(exist_ok=True)
         tasks += _preview_tasks(out_dir, volume, masks, regions, findings)
@@ -150,11 +139,6 @@ def _tasks(out_dir: Path, volume: Volume, masks: Masks, findings: Findings, plan
     if Output.CSV in plan.wanted:
         tasks.append(((TABLE,), lambda: write_table(out_dir / TABLE, findings)))
     return [*tasks, *dicom_tasks(out_dir, masks, findings, plan)]
-
-
-def _write_key_images(out_dir: Path, volume: Volume, masks: Masks, findings: Findings) -> None:
-    for lesion, picture in draw_key_images(volume, masks, findings):
-        picture.save(out_dir / key_image_artifact(lesion.id))
 
 
 def _mask_task(path: Path, masks: Masks, region: Region) -> Callable[[], None]:

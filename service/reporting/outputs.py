@@ -14,6 +14,9 @@ from service.imaging.volume import Notice, Volume
 from service.reporting.schema import Findings, FindingsWarning, LesionFinding
 from service.request import DEFAULT_OUTPUTS, DICOM_OUTPUTS, Output, SegmentationRequest, SegType
 
+REPORTS: Final = frozenset({Output.HTML, Output.PDF, Output.ENCAPSULATED_PDF})
+"""Those that show the key images."""
+
 MOST_KEY_IMAGES: Final = 50
 """Lesions that are pictured, the largest; noise can make thousands."""
 
@@ -38,7 +41,7 @@ class OutputPlan:
     def noted_in(self, findings: Findings) -> Findings:
         """The findings with a warning where some of their lesions will have no key image."""
         left_out = len(findings.lesions) - MOST_KEY_IMAGES
-        if left_out <= 0 or Output.KEY_IMAGES not in self.wanted:
+        if left_out <= 0 or not self.wanted & {Output.KEY_IMAGES, *REPORTS}:
             return findings
         warning = FindingsWarning(
             code=KEY_IMAGES_LEFT_OUT,

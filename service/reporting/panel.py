@@ -76,9 +76,9 @@ def shortened(text: str, size: int, width: int) -> str:
 
 
 def wrapped(text: str, size: int, width: int) -> list[str]:
-    """The text in lines no wider than `width`, broken at spaces."""
+    """The text in lines no wider than `width`, broken at spaces; a word that is wider by itself is cut."""
     lines: list[str] = []
-    for word in text.split():
+    for word in (shortened(word, size, width) for word in text.split()):
         if lines and text_width(f"{lines[-1]} {word}", size) <= width:
             lines[-1] = f"{lines[-1]} {word}"
         else:

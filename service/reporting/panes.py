@@ -11,7 +11,7 @@ from PIL import Image
 from service.imaging.volume import Volume
 from service.inference.masks import Masks
 from service.reporting.contours import WHITE, Canvas, Color, Pen, draw_line, draw_mask, visible
-from service.reporting.panel import ACCENT, TEXT, Box, Panel, text_width
+from service.reporting.panel import ACCENT, TEXT, Box, Panel, shortened, text_width
 from service.reporting.planes import DisplayPlane, Voxel
 from service.reporting.schema import Findings, LesionFinding
 
@@ -176,10 +176,11 @@ def place_callouts(pane: Pane, findings: Findings) -> tuple[Callout, ...]:
     callouts: list[Callout] = []
     for lesion, area in named:
         size = f"{lesion.longest_axial_diameter_mm:.0f} x {lesion.perpendicular_diameter_mm:.0f} mm"
-        width = max(text_width(lesion.id, 14), text_width(size, 14)) + 20
+        name = shortened(lesion.id, 14, pane.card.width - 2 * _CALLOUT_INSET - 20)
+        width = max(text_width(name, 14), text_width(size, 14)) + 20
         frame = _free_frame(pane, area, width, [callout.frame for callout in callouts], areas)
         if frame is not None:
-            callouts.append(Callout(lesion, (lesion.id, size), frame, *_leader(area, frame)))
+            callouts.append(Callout(lesion, (name, size), frame, *_leader(area, frame)))
     return tuple(callouts)
 
 

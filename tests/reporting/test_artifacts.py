@@ -53,6 +53,8 @@ def test_every_file_is_listed_with_its_hash(result):
         "overview.png",
         "preview/ct.nii.gz",
         "preview/labels.nii.gz",
+        "report.html",
+        "report.pdf",
         "segmentation.nii.gz",
         *(f"masks/{label.name}.nii.gz" for label in LABELS),
     }
@@ -60,7 +62,14 @@ def test_every_file_is_listed_with_its_hash(result):
         content = (folder / artifact.name).read_bytes()
         assert (artifact.bytes, artifact.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     media_types = {artifact.media_type for artifact in artifacts}
-    assert media_types == {"application/gzip", "application/json", "image/png", "text/csv"}
+    assert media_types == {
+        "application/gzip",
+        "application/json",
+        "application/pdf",
+        "image/png",
+        "text/csv",
+        "text/html",
+    }
 
 
 def test_findings_come_back_equal(result):

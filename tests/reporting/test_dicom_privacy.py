@@ -7,10 +7,9 @@ import pydicom
 import pytest
 
 from service.reporting.dicom.objects import RESEARCH_USE
-from service.request import Output
-from tests.support.dicom_result import complaints, write_result
+from tests.support.dicom_result import DICOM, complaints, write_result
 
-OBJECTS = ("seg-organs.dcm", "seg-lesions.dcm", "sr.dcm", "rtstruct.dcm")
+OBJECTS = ("seg-organs.dcm", "seg-lesions.dcm", "sr.dcm", "rtstruct.dcm", "report.dcm")
 
 DEMANDED = {
     "PatientName": "Zebulon^Quagmire",
@@ -85,7 +84,8 @@ def test_a_deidentified_object_still_lies_on_its_images(deidentified):
     assert len(dataset.SourceImageSequence) == 12
 
 
-def test_other_files_and_file_names_hold_nothing_of_the_patient(identified):
+def test_other_files_and_file_names_hold_nothing_of_the_patient(tmp_path):
+    identified = write_result(tmp_path, change=_identified, outputs=None)
     private = [value.encode() for value in (DEMANDED | BEYOND).values() if len(value) > 4]
     for path in identified.folder.rglob("*"):
         assert not any(value in path.name.encode() for value in private)
@@ -111,7 +111,7 @@ def test_a_malformed_value_is_left_out_and_quoted_nowhere(tmp_path, caplog, capf
             dataset.add(pydicom.DataElement(keyword, "LT", value))  # as text: no check of the value
 
     caplog.set_level(logging.DEBUG)
-    result = write_result(tmp_path, change=malformed, outputs=(Output.SR, Output.RTSTRUCT))
+    result = write_result(tmp_path, change=malformed, outputs=DICOM)
     for name in OBJECTS:
         assert not result.dataset(name)[keyword].value
         assert complaints(result.folder / "dicom" / name) == []

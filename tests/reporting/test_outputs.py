@@ -19,7 +19,7 @@ def _names(folder) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_without_a_choice_a_dicom_series_gets_all_but_the_structure_set(tmp_path):
+def test_without_a_choice_a_dicom_series_gets_all_but_what_must_be_asked_for(tmp_path):
     names = _names(write_result(tmp_path, outputs=None).folder)
     assert {name for name in names if not name.startswith("masks/")} == {
         "artifacts.json",
@@ -33,6 +33,8 @@ def test_without_a_choice_a_dicom_series_gets_all_but_the_structure_set(tmp_path
         "overview.png",
         "preview/ct.nii.gz",
         "preview/labels.nii.gz",
+        "report.html",
+        "report.pdf",
         "segmentation.nii.gz",
     }
     assert names >= set(MASKS)
@@ -45,6 +47,9 @@ def test_without_a_choice_a_dicom_series_gets_all_but_the_structure_set(tmp_path
         ((Output.CSV, Output.OVERVIEW), {"findings.csv", "overview.png"}),
         ((Output.KEY_IMAGES,), {"key_images/liver_tumor-1.png", "key_images/liver_tumor-2.png"}),
         ((Output.PREVIEW,), {"preview/ct.nii.gz", "preview/labels.nii.gz"}),
+        ((Output.HTML,), {"report.html"}),
+        ((Output.PDF,), {"report.pdf"}),
+        ((Output.ENCAPSULATED_PDF,), {"dicom/report.dcm"}),
         ((Output.SEG,), {"dicom/seg-organs.dcm", "dicom/seg-lesions.dcm"}),
         ((Output.RTSTRUCT,), {"dicom/rtstruct.dcm"}),
     ],
@@ -96,7 +101,7 @@ def test_the_choice_does_not_change_what_masks_depend_on():
     assert set(plain.mask_settings) == {"targets", "series", "mode", "overlap", "postprocessing"}
 
 
-@pytest.mark.parametrize("outputs", [("pdf",), ("seg", "seg"), ()])
+@pytest.mark.parametrize("outputs", [("word",), ("seg", "seg"), ()])
 def test_an_unknown_doubled_or_empty_choice_is_refused(outputs):
     with pytest.raises(ValidationError):
         SegmentationRequest(outputs=outputs)

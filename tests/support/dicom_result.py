@@ -27,7 +27,7 @@ from tests.support.reporting import PROVENANCE, box_mask, scan
 #: 27 x 31 pixels: not a multiple of 8, so that single-bit frames do not begin at a byte.
 SHAPE = (27, 31, 12)
 
-DICOM = (Output.SEG, Output.SR, Output.RTSTRUCT)
+DICOM = (Output.SEG, Output.SR, Output.RTSTRUCT, Output.ENCAPSULATED_PDF)
 
 
 def painted(shape: tuple[int, int, int] = SHAPE) -> dict[str, NDArray[np.bool_]]:

@@ -5,7 +5,7 @@
     dicom/sr.dcm              measurement report (TID 1500) on those segments
     dicom/rtstruct.dcm        RT Structure Set of organs and lesions
 
-What would be empty is not written.
+What would be empty is not written. The report as a DICOM object is `service.reporting.dicom.document`'s.
 """
 
 from collections.abc import Callable, Iterator, Sequence

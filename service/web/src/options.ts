@@ -12,9 +12,12 @@ const OUTPUTS: Record<string, [title: string, byDefault: boolean]> = {
   key_images: ["Key image of each lesion", true],
   preview: ["Preview for this page", true],
   csv: ["Table (CSV)", true],
+  html: ["Report (HTML)", true],
+  pdf: ["Report (PDF)", true],
   seg: ["DICOM SEG", true],
   sr: ["DICOM SR", true],
   rtstruct: ["DICOM RT Structure Set", false],
+  encapsulated_pdf: ["Report as DICOM (Encapsulated PDF)", false],
 };
 const GROUPS = { organ: "Organs", tumor: "Tumors", cyst: "Cysts" } as const;
 
