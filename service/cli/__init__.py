@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, ParamSpec
+from uuid import UUID
 
 import typer
 from pydantic import ValidationError
@@ -26,7 +27,6 @@ app = typer.Typer(
     name="viscera",
     help="Segments organs and lesions of a CT. Research use only; not a medical device.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -68,6 +68,9 @@ ApiKeyOption = Annotated[
         metavar="KEY",
         show_envvar=True,
     ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON for programs on stdout, and nothing else there; progress on stderr.")
 ]
 UrlOption = Annotated[str, typer.Option(help="Address of the service.", envvar="VISCERA_URL")]
 
@@ -167,6 +170,7 @@ def segment_command(
     deidentify: DeidentifyOption = False,
     engine: Annotated[str | None, typer.Option(help="auto, cuda, tensorrt, openvino or onnxruntime.")] = None,
     precision: Annotated[str | None, typer.Option(help="A precision that the bundle offers: fp32, fp16, bf16.")] = None,
+    as_json: JsonOption = False,
 ) -> int:
     """Segment studies here and now, without a service."""
     from service.cli.segment import segment
@@ -181,7 +185,7 @@ def segment_command(
         seg_type=seg_type,
         deidentify=deidentify,
     )
-    return segment(studies, out, choices, bundle=bundle, engine=engine, precision=precision)
+    return segment(studies, out, choices, bundle=bundle, engine=engine, precision=precision, as_json=as_json)
 
 
 @app.command("submit")
@@ -235,6 +239,7 @@ def submit_command(
     ] = None,
     url: UrlOption = DEFAULT_URL,
     api_key: ApiKeyOption = None,
+    as_json: JsonOption = False,
 ) -> int:
     """Send studies to a running service, each as a job of its own."""
     from service.cli.local_key import key_for
@@ -255,8 +260,30 @@ def submit_command(
     )
     key = key_for(url, api_key)
     handling = Handling(priority, not no_reuse, batch_id, time_limit, callback_url, _split(push) or (), idempotency_key)
-    waits = wait or out is not None
-    return submit(studies, choices, url=url, api_key=key, wait=waits, out=out, model=model, handling=handling)
+    return submit(
+        studies,
+        choices,
+        url=url,
+        api_key=key,
+        wait=wait or out is not None,
+        out=out,
+        model=model,
+        handling=handling,
+        as_json=as_json,
+    )
+
+
+@app.command("open")
+@_exits
+def open_command(
+    job: Annotated[UUID, typer.Argument(metavar="JOB", help="Id of a job.")],
+    url: UrlOption = DEFAULT_URL,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the address and open nothing.")] = False,
+) -> int:
+    """Open the page of a service at the result of a job."""
+    from service.cli.open import open_job
+
+    return open_job(str(job), url=url, only_print=only_print)
 
 
 @app.command("demo")

@@ -1,5 +1,7 @@
 """What the commands print: progress and problems on stderr, results on stdout."""
 
+import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,17 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.style import Style
 from rich.table import Table
+from rich.text import Text
 
 from service.client import ProblemError, UnreachableError
 from service.errors import VisceraError
@@ -17,6 +28,10 @@ OUT = Console(highlight=False, soft_wrap=False)
 ERR = Console(stderr=True, highlight=False)
 
 Findings = Mapping[str, Any]
+Colors = Mapping[str, tuple[int, int, int]]
+"""Display colours of labels, by name."""
+
+NO_COLORS: Colors = {}
 
 
 def report(error: Exception) -> bool:
@@ -42,16 +57,36 @@ def print_problem(line: str) -> None:
 
 
 def progress_bar() -> Progress:
-    """A bar for one study: what is being done, how far, for how long."""
+    """A bar for one study: what is being done, how far, for how long, and how long it will still take."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=ERR
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=ERR,
     )
 
 
-def print_findings(findings: Findings) -> None:
-    """The findings as tables: lesions, organs, and what to know before trusting them."""
-    OUT.print(_lesion_table(findings["lesions"]))
-    OUT.print(_organ_table(findings["organs"]))
+def print_json(document: Mapping[str, Any]) -> None:
+    """A document for programs: one line on stdout, never wrapped or coloured."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def problem_document(error: VisceraError | ProblemError) -> dict[str, str]:
+    """A typed error for programs."""
+    return {"code": error.code, "title": error.title, "detail": error.detail}
+
+
+def print_findings(findings: Findings, colors: Colors = NO_COLORS) -> None:
+    """The findings as tables: lesions, organs, and what to know before trusting them.
+
+    A label that `colors` names has a swatch of its colour before it.
+    """
+    OUT.print(_lesion_table(findings["lesions"], colors))
+    OUT.print(_organ_table(findings["organs"], colors))
     absent = [organ["display_name"] for organ in findings["organs"] if not organ["present"]]
     if absent:
         OUT.print(f"Not found: {', '.join(absent)}.", style="dim")
@@ -60,7 +95,13 @@ def print_findings(findings: Findings) -> None:
     OUT.print(findings["statement"], style="italic")
 
 
-def _lesion_table(lesions: Iterable[Findings]) -> Table:
+def _swatched(name: str, label: str, colors: Colors) -> Text:
+    if label not in colors:
+        return Text(name)
+    return Text.assemble(("\u25a0 ", Style(color="#{:02x}{:02x}{:02x}".format(*colors[label]))), name)
+
+
+def _lesion_table(lesions: Iterable[Findings], colors: Colors) -> Table:
     table = Table(title="Lesions (axial diameters: longest, and across it)", title_justify="left")
     table.add_column("Lesion", no_wrap=True)
     table.add_column("In")
@@ -68,7 +109,7 @@ def _lesion_table(lesions: Iterable[Findings]) -> Table:
         table.add_column(head, justify="right")
     for lesion in lesions:
         table.add_row(
-            lesion["id"],
+            _swatched(lesion["id"], lesion["label"], colors),
             lesion["host_organ"] or "-",
             _number(lesion["volume_ml"], 2),
             _number(lesion["longest_axial_diameter_mm"], 1),
@@ -80,7 +121,7 @@ def _lesion_table(lesions: Iterable[Findings]) -> Table:
     return table
 
 
-def _organ_table(organs: Iterable[Findings]) -> Table:
+def _organ_table(organs: Iterable[Findings], colors: Colors) -> Table:
     table = Table(title="Organs", title_justify="left")
     table.add_column("Organ", no_wrap=True)
     for head in ("ml", "Mean HU", "SD HU"):
@@ -89,7 +130,7 @@ def _organ_table(organs: Iterable[Findings]) -> Table:
     for organ in organs:
         if organ["present"]:
             table.add_row(
-                organ["display_name"],
+                _swatched(organ["display_name"], organ["label"], colors),
                 _number(organ["volume_ml"], 1),
                 _number(organ["mean_hu"], 0),
                 _number(organ["sd_hu"], 0),

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.catalog import Catalog
-from service.cli.console import OUT, print_files, print_findings, progress_bar, report
+from service.cli.console import (
+    ERR,
+    OUT,
+    print_files,
+    print_findings,
+    print_json,
+    problem_document,
+    progress_bar,
+    report,
+)
 from service.cli.studies import folders_for
 from service.errors import VisceraError
 from service.inference.model import Model, load_bundle
@@ -24,8 +33,12 @@ def segment(
     bundle: str | None = None,
     engine: str | None = None,
     precision: str | None = None,
+    as_json: bool = False,
 ) -> int:
     """Segment each study; 2 when one of them could not be, after the others were done.
+
+    `as_json` prints a JSON document for each study, one a line, in place of tables: `study` and `out`, and `findings`
+    and `files` or the `problem`.
 
     Raises:
         VisceraError: the bundle, a target, the engine or the precision was refused, before any study is read.
@@ -41,17 +54,24 @@ def segment(
         engine_cache=settings.engine_cache_dir,
     )
     model.bundle.labels_for(request.targets)
+    colors = {label.name: label.color for label in model.bundle.manifest.labels}
     status = 0
     for study, target in folders_for(studies, out):
         try:
             findings = _segment_into(target, study, model, request)
         except VisceraError as error:
-            OUT.print(f"{study}:", soft_wrap=True, markup=False)
+            (ERR if as_json else OUT).print(f"{study}:", soft_wrap=True, markup=False)
             report(error)
             status = 2
+            if as_json:
+                print_json({"study": str(study), "out": str(target), "problem": problem_document(error)})
+            continue
+        document, names = findings.model_dump(mode="json"), _names(target)
+        if as_json:
+            print_json({"study": str(study), "out": str(target), "findings": document, "files": names})
         else:
-            print_findings(findings.model_dump(mode="json"))
-            print_files(target, _names(target))
+            print_findings(document, colors)
+            print_files(target, names)
     return status
 
 

@@ -5,7 +5,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from service.cli.console import ERR, OUT, print_files, print_findings, print_problem, progress_bar, report
+from service.cli.console import (
+    ERR,
+    OUT,
+    Colors,
+    print_files,
+    print_findings,
+    print_json,
+    print_problem,
+    problem_document,
+    progress_bar,
+    report,
+)
 from service.cli.studies import folders_for
 from service.client import JobDocument, ProblemError, Viscera, study_files
 from service.jobs.job import Priority
@@ -47,11 +58,15 @@ def submit(
     out: Path | None,
     model: str | None,
     handling: Handling = DEFAULT_HANDLING,
+    as_json: bool = False,
 ) -> int:
     """Submit each study and, with `wait`, see the jobs through; the exit status.
 
     All are sent before the first is followed, and several share a batch. 2 when one of them was refused or did not
     succeed, after the others were done.
+
+    `as_json` prints a JSON document for each study, one a line, in place of tables: `study`, the `job` or the `problem`,
+    and where it was waited for the `findings` and the `files` that were fetched.
 
     Raises:
         UnreachableError: nothing answers at `url`.
@@ -65,17 +80,39 @@ def submit(
     several = len(studies) > 1
     if several and handling.batch_id is None:
         handling = replace(handling, batch_id=uuid4().hex)
+    say = _Words(as_json, several)
     with Viscera(url, api_key=api_key) as viscera:
-        sent = [(study, _submitted(viscera, study, model, request, handling, named=several)) for study in studies]
+        sent = [(study, _submitted(viscera, study, model, request, handling, say)) for study in studies]
         jobs = [(study, job) for study, job in sent if job is not None]
         if several:
-            OUT.print(f"Batch {handling.batch_id}: {len(jobs)} of {len(studies)} studies", soft_wrap=True)
+            say.line(f"Batch {handling.batch_id}: {len(jobs)} of {len(studies)} studies")
         if not wait:
-            for _, job in jobs:
-                OUT.print(f"Follow it at {viscera.url}{job['links']['self']}", soft_wrap=True)
+            for study, job in jobs:
+                say.line(f"Follow it at {viscera.url}{job['links']['self']}")
+                say.document(study, job=job)
             return 0 if len(jobs) == len(studies) else 2
-        succeeded = [_see_through(viscera, study, job["id"], named=several) for study, job in jobs]
+        succeeded = [_see_through(viscera, study, job["id"], say) for study, job in jobs]
     return 0 if succeeded.count(True) == len(studies) else 2
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What is told of the studies: tables and lines on stdout, or documents there and the lines on stderr."""
+
+    as_json: bool
+    several: bool
+
+    def line(self, text: str) -> None:
+        (ERR if self.as_json else OUT).print(text, soft_wrap=True, markup=False)
+
+    def name(self, study: _Study) -> None:
+        """Which study the next lines are about, where there are several."""
+        if self.several:
+            self.line(f"{study.path}:")
+
+    def document(self, study: _Study, **content: object) -> None:
+        if self.as_json:
+            print_json({"study": str(study.path), **content})
 
 
 def _submitted(
@@ -84,18 +121,17 @@ def _submitted(
     model: str | None,
     request: SegmentationRequest,
     handling: Handling,
-    *,
-    named: bool,
+    say: _Words,
 ) -> JobDocument | None:
     """The job of a study; None, after one line, when the service refuses it."""
     try:
         job = _send(viscera, study.files, model, request, handling)
     except ProblemError as problem:
-        if named:
-            OUT.print(f"{study.path}:", soft_wrap=True, markup=False)
+        say.name(study)
         report(problem)
+        say.document(study, problem=problem_document(problem))
         return None
-    OUT.print(f"Job {job['id']}" + (f": {study.path}" if named else ""), soft_wrap=True, markup=False)
+    say.line(f"Job {job['id']}" + (f": {study.path}" if say.several else ""))
     return job
 
 
@@ -126,18 +162,28 @@ def _send(
         )
 
 
-def _see_through(viscera: Viscera, study: _Study, job_id: str, *, named: bool) -> bool:
+def _see_through(viscera: Viscera, study: _Study, job_id: str, say: _Words) -> bool:
     """Follow a job, print what it found and fetch the files; False, after one line, when it did not succeed."""
     ended = _follow(viscera, job_id)
-    if named:
-        OUT.print(f"{study.path}:", soft_wrap=True, markup=False)
+    say.name(study)
     if ended["status"] != "succeeded":
         print_problem(_why(ended))
+        say.document(study, job=ended)
         return False
-    print_findings(viscera.findings(job_id))
-    if study.out is not None:
-        _fetch(viscera, job_id, study.out)
+    findings = viscera.findings(job_id)
+    if not say.as_json:
+        print_findings(findings, _colors(viscera, ended["model"]))
+    names = [] if study.out is None else _fetch(viscera, job_id, study.out)
+    if study.out is not None and not say.as_json:
+        print_files(study.out, names)
+    say.document(study, job=ended, findings=findings, files=names)
     return True
+
+
+def _colors(viscera: Viscera, model: str) -> Colors:
+    """Those of the model's labels; none when the service no longer has it."""
+    found = next((one for one in viscera.models() if one["id"] == model), None)
+    return {} if found is None else {label["name"]: tuple(label["color"]) for label in found["labels"]}
 
 
 def _follow(viscera: Viscera, job_id: str) -> JobDocument:
@@ -155,14 +201,15 @@ def _follow(viscera: Viscera, job_id: str) -> JobDocument:
             raise
 
 
-def _fetch(viscera: Viscera, job_id: str, out: Path) -> None:
+def _fetch(viscera: Viscera, job_id: str, out: Path) -> list[str]:
+    """The names of the files that now lie in `out`."""
     names = [artifact["name"] for artifact in viscera.artifacts(job_id)]
     with progress_bar() as bar:
         fetching = bar.add_task("downloading", total=len(names))
         for name in names:
             viscera.download(job_id, name, out)
             bar.advance(fetching)
-    print_files(out, names)
+    return names
 
 
 def _why(job: JobDocument) -> str:

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import service.cli.segment as command
-from service.cli import app
+from service.cli import app, console
 from service.errors import TooFewSlices
 from service.inference.bundle import open_bundle
 from service.progress import Stage
@@ -63,6 +64,32 @@ def test_one_study_goes_straight_into_the_folder(quick, tiny: Path, tmp_path: Pa
     assert "liver_tumor-1" in result.output
     assert "masks/liver.nii.gz" in result.output
     assert "Research use only" in result.output
+
+
+def test_labels_have_swatches_of_their_colors(quick, tiny: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(
+        console, "OUT", Console(force_terminal=True, color_system="truecolor", width=120, highlight=False)
+    )
+    red, green, blue = next(label.color for label in open_bundle(tiny).manifest.labels if label.name == "liver")
+
+    result = run(app, ["segment", _file(tmp_path / "ct.nii"), "--out", str(tmp_path / "out"), "--bundle", str(tiny)])
+
+    assert result.exit_code == 0, result.output
+    assert f"\x1b[38;2;{red};{green};{blue}m■ \x1b[0mLiver" in result.stdout
+
+
+def test_json_is_all_that_is_on_stdout(quick, tiny: Path, tmp_path: Path):
+    studies = [_file(tmp_path / "short.nii"), _file(tmp_path / "long.nii")]
+
+    result = run(app, ["segment", *studies, "--out", str(tmp_path / "out"), "--bundle", str(tiny), "--json"])
+
+    assert result.exit_code == 2
+    refused, done = map(json.loads, result.stdout.splitlines())
+    assert (refused["study"], refused["problem"]["code"]) == (studies[0], "too-few-slices")
+    assert (done["study"], done["out"]) == (studies[1], str(tmp_path / "out" / "long"))
+    assert Findings.model_validate(done["findings"]) == Findings.model_validate(example_findings())
+    assert "masks/liver.nii.gz" in done["files"]
+    assert "Too few slices" in result.stderr
 
 
 def test_several_studies_get_folders_of_their_names(quick, tiny: Path, tmp_path: Path):

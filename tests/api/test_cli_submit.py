@@ -1,5 +1,6 @@
 """`viscera submit` and the client, against a live service whose worker is a thread of the test."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,6 +103,38 @@ def test_submit_waits_prints_the_findings_and_fetches_the_files(api: Api, url: s
     assert job.request.deidentify
     assert job.request.series == "1.2.840.1"
     assert job.upload_bytes == 400_000
+
+
+def test_json_is_all_that_is_on_stdout(api: Api, url: str, study: Path, tmp_path: Path):
+    with worker(api, api.succeed):
+        result = run(app, ["submit", str(study), "--url", url, "--out", str(tmp_path / "out"), "--json"])
+
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert (document["job"]["id"], document["job"]["status"]) == (api.dispatched[0], "succeeded")
+    assert document["findings"]["lesions"][0]["id"] == "liver_tumor-1"
+    assert sorted(document["files"]) == ["findings.json", "masks/liver.nii.gz", "overview.png"]
+    assert api.dispatched[0] in result.stderr
+
+
+def test_json_of_a_job_that_is_not_waited_for_and_of_one_that_failed(api: Api, url: str, study: Path):
+    queued = run(app, ["submit", str(study), "--url", url, "--json"])
+    assert json.loads(queued.stdout)["job"]["status"] == "queued"
+    with worker(api, lambda job_id: api.fail(job_id) if job_id != api.dispatched[0] else None):
+        failed = run(app, ["submit", str(study), "--url", url, "--wait", "--json"])
+    assert failed.exit_code == 2
+    document = json.loads(failed.stdout)
+    assert document["job"]["error"]["type"] == "/problems/not-hu"
+    assert "findings" not in document
+    assert "(not-hu)" in failed.stderr
+
+
+def test_json_of_a_refused_upload_is_its_problem(url: str, study: Path):
+    result = run(app, ["submit", str(study), "--url", url, "--targets", "brain", "--json"])
+    assert result.exit_code == 2
+    document = json.loads(result.stdout)
+    assert (document["study"], document["problem"]["code"]) == (str(study), "unknown-label")
+    assert "(unknown-label)" in result.stderr
 
 
 def test_submit_without_wait_returns_at_once(api: Api, url: str, study: Path):
