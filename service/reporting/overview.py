@@ -119,7 +119,8 @@ def _draw_header(panel: Panel, findings: Findings) -> None:
     shape = " x ".join(str(size) for size in source.shape)
     spacing = " x ".join(f"{step:.2f}" for step in source.spacing_mm)
     facts = (
-        f"{source.format.upper()}   {shape} voxels   {spacing} mm   window {VOI_CENTER_HU:.0f} / {VOI_WIDTH_HU:.0f} HU"
+        f"{source.format.upper()}   {shape} voxels   {spacing} mm   "
+        f"window {VOI_CENTER_HU:.0f} / {VOI_WIDTH_HU:.0f} HU (level / width)"
     )
     panel.text((MARGIN, 72), facts, size=15, color=MUTED)
     panel.pill(WIDTH - MARGIN, 34, "Research use only. Not a medical device.", size=17)

@@ -191,6 +191,15 @@ def test_equal_findings_make_equal_reports():
     assert render_html(report) == render_html(report)
 
 
+def test_the_summary_counts_and_says_once_what_is_cut():
+    shape = (20, 20, 12)
+    painted = {"liver": np.ones(shape, bool), "liver_tumor": box_mask(shape, (3, 9), (3, 9), (3, 9))}
+    volume, masks = scan(np.zeros(shape, np.int16), painted)
+    said = _report(measure(volume, masks, PROVENANCE)).summary.paragraphs
+    assert said[0] == "1 lesion and 1 of 4 organs were found."
+    assert sum("field of view" in line.lower() for line in said) == 1
+
+
 def test_the_summary_is_one_page_however_much_there_is_to_say(tmp_path):
     volume, masks = abdomen((5.0, 5.0, 5.0))
     findings = measure(volume, masks, PROVENANCE)

@@ -12,6 +12,7 @@ from typing import Final
 from PIL import Image
 
 from service.inference.manifest import Label
+from service.reporting.cautions import CUT_BY_FIELD_OF_VIEW
 from service.reporting.contours import Color
 from service.reporting.schema import Findings, LesionFinding, LesionLabelSummary, Severity
 
@@ -145,14 +146,16 @@ def report_content(
 
 def _summary(findings: Findings, colors: Mapping[str, Color], overview: Picture) -> Section:
     present = sum(organ.present for organ in findings.organs)
-    said = [f"{len(findings.lesions)} lesions and {present} of {len(findings.organs)} organs were found."]
+    lesions = "1 lesion" if len(findings.lesions) == 1 else f"{len(findings.lesions)} lesions"
+    said = [f"{lesions} and {present} of {len(findings.organs)} organs were found."]
     missed = [summary.display_name for summary in findings.lesion_labels if not summary.count]
     if not findings.lesion_labels:
         said.append("No kind of lesion was looked for.")
     elif missed:
         said.append(f"Looked for, none found: {', '.join(missed)}.")
     points = [check.message for check in findings.quality if check.severity is not Severity.INFO]
-    points += [warning.message for warning in findings.warnings]
+    # Organs that are cut are in one of the checks.
+    points += [one.message for one in findings.warnings if one.code != f"organ-{CUT_BY_FIELD_OF_VIEW}"]
     said += [f"Note: {point}" for point in points[:_MOST_POINTS]]
     if len(points) > _MOST_POINTS:
         said.append(f"{len(points) - _MOST_POINTS} more notes stand under Quality of the scan.")
