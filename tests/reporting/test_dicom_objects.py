@@ -313,9 +313,9 @@ def test_regions_have_names_codes_and_keyhole_contours(result):
     assert {contour.ContourGeometricType for contour in liver.ContourSequence} == {"CLOSED_PLANAR"}
 
 
-def test_nothing_found_makes_no_object(tmp_path):
+def test_nothing_found_makes_no_object_but_the_report(tmp_path):
     result = write_result(tmp_path, masks={})
-    assert not (result.folder / "dicom").exists()
+    assert [path.name for path in (result.folder / "dicom").iterdir()] == ["report.dcm"]
     assert (result.folder / "findings.json").exists()
 
 

@@ -264,8 +264,3 @@ def test_no_patient_is_in_the_reports(tmp_path):
     assert (document.PatientName, document.PatientID, document.StudyDate) == ("", "", "")
     assert document.PatientIdentityRemoved == "YES"
     assert complaints(result.folder / "dicom" / "report.dcm") == []
-
-
-def test_nothing_found_is_a_report_all_the_same(tmp_path):
-    result = write_result(tmp_path, masks={}, outputs=(Output.ENCAPSULATED_PDF, Output.SEG))
-    assert [path.name for path in (result.folder / "dicom").iterdir()] == ["report.dcm"]
