@@ -65,7 +65,7 @@ def submit(
     All are sent before the first is followed, and several share a batch. 2 when one of them was refused or did not
     succeed, after the others were done.
 
-    `as_json` prints a JSON document for each study, one a line, in place of tables: `study`, the `job` or the `problem`,
+    `as_json` prints a JSON document per study and line in place of tables: `study`, the `job` or the `problem`,
     and where it was waited for the `findings` and the `files` that were fetched.
 
     Raises:

@@ -20,7 +20,7 @@ MOST_ROWS: Final = 500
 """Lesions of a kind that are listed; the rest is said. Noise can make many thousands."""
 
 _MOST_POINTS = 6  # of what to look at, on the summary
-_JPEG_QUALITY = 92
+_JPEG_QUALITY = 88
 
 
 @dataclass(frozen=True)
