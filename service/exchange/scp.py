@@ -144,7 +144,10 @@ class StoreProvider:
             event.assoc.abort()
 
     def _store(self, event: Event) -> int:
+        received = self._received.get(event.assoc, 0)
         self._received[event.assoc] = 0
+        if received > self._settings.max_upload_bytes:
+            return OUT_OF_RESOURCES  # broken off, but its last bytes came with it: no job may begin with nothing in it
         try:
             return self._keep(event.dataset_path, event.assoc.requestor.ae_title)
         except NotAnInstance:

@@ -51,7 +51,7 @@ def test_results_in_the_pacs_are_those_that_were_written(
     assert push_result(result.folder, [destination], settings, no_progress) == []
 
     written = [pydicom.dcmread(path) for path in sorted((result.folder / "dicom").iterdir())]
-    assert [one.Modality for one in written] == ["RTSTRUCT", "SEG", "SEG", "SR"]
+    assert [one.Modality for one in written] == ["DOC", "RTSTRUCT", "SEG", "SEG", "SR"]
     client = orthanc.wado()
     for there in written:
         back = client.retrieve_instance(there.StudyInstanceUID, there.SeriesInstanceUID, there.SOPInstanceUID)
