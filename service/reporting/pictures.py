@@ -84,7 +84,7 @@ def _write(out_dir: Path, volume: Volume, masks: Masks, findings: Findings, plan
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    """As PNG; at this level pictures of CT are as small as at the usual one, in half the time."""
+    """As PNG; at this level pictures of CT are about as small as at the usual one, sooner."""
     image.save(path, compress_level=3)
 
 
