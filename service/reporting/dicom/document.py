@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 from service.errors import VerificationFailed
-from service.reporting.dicom.objects import MANUFACTURER, RESEARCH_USE, Authorship, new_uid
+from service.reporting.dicom.objects import MANUFACTURER, RESEARCH_USE, Authorship, instance_reference, new_uid
 
 _SERIES_NUMBER: Final = 9105
 
@@ -35,6 +35,7 @@ def write_document(path: Path, authorship: Authorship, pdf: bytes) -> None:
 def _document(authorship: Authorship, pdf: bytes) -> Dataset:
     source, provenance = authorship.source, authorship.provenance
     created = provenance.created
+    instances = {image.sop_instance_uid: image for image in source.images}  # the frames of one object are one instance
     dataset = authorship.study_dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.SOPClassUID = EncapsulatedPDFStorage
@@ -55,15 +56,8 @@ def _document(authorship: Authorship, pdf: bytes) -> Dataset:
     dataset.BurnedInAnnotation = "NO"
     dataset.DocumentTitle = f"Viscera report. {RESEARCH_USE}"
     dataset.ConceptNameCodeSequence = []  # a title of a clinical document would say too much
-    dataset.SourceInstanceSequence = [_reference(authorship, k) for k in range(len(source.images))]
+    dataset.SourceInstanceSequence = [instance_reference(image) for image in instances.values()]
     dataset.MIMETypeOfEncapsulatedDocument = "application/pdf"
     dataset.EncapsulatedDocument = pdf + b"\0" * (len(pdf) % 2)
     dataset.EncapsulatedDocumentLength = len(pdf)
     return dataset
-
-
-def _reference(authorship: Authorship, k: int) -> Dataset:
-    image, reference = authorship.source.images[k], Dataset()
-    reference.ReferencedSOPClassUID = image.sop_class_uid
-    reference.ReferencedSOPInstanceUID = image.sop_instance_uid
-    return reference

@@ -136,6 +136,14 @@ def decimals(numbers: Sequence[float]) -> list[DSfloat]:
     return [DSfloat(format_number_as_ds(float(number))) for number in numbers]
 
 
+def instance_reference(image: SourceImage) -> Dataset:
+    """The SOP Instance Reference Macro (PS3.3 table 10-11)."""
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = image.sop_class_uid
+    reference.ReferencedSOPInstanceUID = image.sop_instance_uid
+    return reference
+
+
 def _placed(image: SourceImage) -> Dataset:
     group, position = Dataset(), Dataset()
     position.ImagePositionPatient = decimals(image.position_mm)

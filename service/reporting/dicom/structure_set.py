@@ -26,7 +26,7 @@ from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 from service.imaging.dicom_source import DicomSource, SourceImage
 from service.inference.manifest import Label
 from service.reporting.dicom.codes import coded, site_of
-from service.reporting.dicom.objects import MANUFACTURER, RESEARCH_USE, Authorship, new_uid
+from service.reporting.dicom.objects import MANUFACTURER, RESEARCH_USE, Authorship, instance_reference, new_uid
 from service.reporting.structures import Structure
 
 Outline = NDArray[np.float64]  # (points, 2): i, j of a closed contour in voxels of the image
@@ -101,9 +101,7 @@ def _frame_of_reference(source: DicomSource) -> Dataset:
 
 def _image_reference(image: SourceImage) -> Dataset:
     """The Image SOP Instance Reference Macro (PS3.3 table 10-3)."""
-    reference = Dataset()
-    reference.ReferencedSOPClassUID = image.sop_class_uid
-    reference.ReferencedSOPInstanceUID = image.sop_instance_uid
+    reference = instance_reference(image)
     if image.frame is not None:
         reference.ReferencedFrameNumber = image.frame
     return reference
