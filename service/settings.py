@@ -18,7 +18,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.exchange.peers import AeTitle, Peer, PeerName, origin_of
+from service.exchange.peers import AeTitle, Peer, origin_of
+from service.exchange.plan import PeerName
 from service.request import SegmentationRequest
 from service.signatures import signing_key
 

@@ -6,8 +6,7 @@ from pydantic import Field, ValidationError
 from service.api.submission import Handling
 from service.callbacks import MAX_URL_LENGTH
 from service.errors import RequestError
-from service.exchange.peers import PeerName
-from service.exchange.plan import MAX_DESTINATIONS, StudyReference
+from service.exchange.plan import MAX_DESTINATIONS, PeerName, StudyReference
 from service.request import SegmentationRequest
 
 JSON = "application/json"

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, StringC
 
 from service.errors import UnknownPeer
 
-PeerName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 #: PS3.5 6.2, value representation AE: no control characters, no backslash; leading and trailing spaces mean nothing.
 AeTitle = Annotated[
     str, StringConstraints(pattern=r"^[\x21-\x5b\x5d-\x7e]([\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?$")

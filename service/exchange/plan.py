@@ -1,11 +1,12 @@
 """Where a job's study comes from and where its results go, as the job table keeps it."""
 
-from typing import Final
+from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from service.errors import PushFailed
-from service.exchange.peers import PeerName
+
+PeerName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 MAX_DESTINATIONS = 8
 

@@ -195,6 +195,6 @@ def test_the_running_application_keeps_its_contract(api: Api, tmp_path: Path):
     ]
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{api.client.base_url}/openapi.json", *options]
 
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
 
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]

@@ -199,7 +199,7 @@ def test_outputs_are_chosen_by_name(api: Api):
     assert api.store.get(api.submit()["id"]).request.outputs is None
 
 
-@pytest.mark.parametrize("field", [{"outputs": "pdf"}, {"seg_type": "fractional"}, {"deidentify": "perhaps"}])
+@pytest.mark.parametrize("field", [{"outputs": "docx"}, {"seg_type": "fractional"}, {"deidentify": "perhaps"}])
 def test_an_unknown_output_is_an_invalid_request(api: Api, field):
     files = {"files": ("a.nii.gz", b"x" * 400)}
     response = api.client.post("/v1/jobs", files=files, data=field)

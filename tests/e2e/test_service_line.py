@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from service.client import Viscera
 from tests.support.dicom_series import axial_affine, body_hu, write_ct_series
 from tests.support.enhanced_ct import write_enhanced_ct
-from tests.support.service_process import running_service, stored_files
+from tests.support.service_process import running_service, settled_files
 from training.phantom.phantom import ABDOMEN, draw_phantom
 from training.phantom.write import write_dicom, write_nifti
 
@@ -202,7 +202,7 @@ def test_bad_input_fails_with_a_typed_problem_and_leaves_nothing(
     service: tuple[Viscera, Path], tmp_path: Path, name: str
 ):
     viscera, data_dir = service
-    before = stored_files(data_dir)
+    before = settled_files(data_dir)
     make, codes = BAD[name]
     job = _run(viscera, make(tmp_path))
     assert job["status"] == "failed"
@@ -215,16 +215,16 @@ def test_bad_input_fails_with_a_typed_problem_and_leaves_nothing(
     assert "Traceback" not in text
     assert str(data_dir) not in text
     assert "patient a" not in text
-    assert stored_files(data_dir) == before
+    assert settled_files(data_dir) == before
 
 
 def test_empty_file_is_refused_at_the_door(service: tuple[Viscera, Path], tmp_path: Path):
     viscera, data_dir = service
-    before = stored_files(data_dir)
+    before = settled_files(data_dir)
     with pytest.raises(Exception, match="empty") as refused:
         viscera.submit([_empty_file(tmp_path)])
     assert refused.value.code == "empty-upload"  # type: ignore[attr-defined]
-    assert stored_files(data_dir) == before
+    assert settled_files(data_dir) == before
 
 
 def test_service_works_on_after_all_that(service: tuple[Viscera, Path], phantom_folder: Path):
@@ -247,4 +247,4 @@ def test_job_is_done_once_after_sigkill_of_the_worker_and_a_restart(phantom_fold
         job = viscera.wait(job_id)
         assert job["status"] == "succeeded", job
         assert job["attempts"] == 2
-        assert len([name for name in stored_files(data_dir) if name.endswith("findings.json")]) == 1
+        assert len([name for name in settled_files(data_dir) if name.endswith("findings.json")]) == 1

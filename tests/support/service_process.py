@@ -11,6 +11,7 @@ from pathlib import Path
 
 from service.cli.local_key import read_local_key
 from service.client import Viscera
+from tests.support.jobs import wait_until
 
 START_SECONDS = 90.0
 
@@ -52,3 +53,9 @@ def stored_files(data_dir: Path) -> list[str]:
         for path in (data_dir / folder).rglob("*")
         if path.is_file()
     )
+
+
+def settled_files(data_dir: Path) -> list[str]:
+    """Files of results, once uploads and attempts are gone: a worker removes them after it has said how a job ended."""
+    wait_until(lambda: all(name.startswith("results/") for name in stored_files(data_dir)), what="removal of uploads")
+    return stored_files(data_dir)

@@ -13,6 +13,7 @@ import pytest
 
 from service.errors import TooFewSlices
 from service.jobs.job import JobError, JobStatus
+from service.request import DEFAULT_OUTPUTS, Output
 from tests.support.api import Api, running_api
 from tests.support.browser import HandWorker, picture, running_browser, share_of_hue
 from tests.support.dicom_result import Result, write_result
@@ -255,7 +256,7 @@ def test_choices_are_sent(page, api):
     choose(page, ("ct.nii.gz", b"scan"))
     request = api.store.get(shown_job(page)).request
     assert (request.mode, request.targets, request.deidentify) == ("fast", ("liver_tumor",), True)
-    assert set(request.outputs) == {"label_map", "masks", "preview", "csv", "seg", "sr"}
+    assert set(request.outputs) == DEFAULT_OUTPUTS - {Output.OVERVIEW}
 
 
 def test_a_job_is_deleted(page, api, worker, result):
