@@ -14,6 +14,8 @@ from service.errors import StorageUnavailable
 
 _SQLITE_BUSY_SECONDS = 10.0
 _POSTGRES_CONNECT_SECONDS = 5
+_KEPT_CONNECTIONS = 40
+"""As many as the API has threads: opening an SQLite file and setting it up costs more than a poll's query."""
 
 
 def open_engine(url: str) -> Engine:
@@ -29,7 +31,8 @@ def open_engine(url: str) -> Engine:
         return create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": _POSTGRES_CONNECT_SECONDS})
     if parsed.database:
         _make_folder(Path(parsed.database).parent)
-    engine = create_engine(parsed, connect_args={"timeout": _SQLITE_BUSY_SECONDS})
+    kept = {"pool_size": _KEPT_CONNECTIONS} if parsed.database else {}
+    engine = create_engine(parsed, connect_args={"timeout": _SQLITE_BUSY_SECONDS}, **kept)
     event.listen(engine, "connect", _tune_sqlite)
     return engine
 

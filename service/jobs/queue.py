@@ -109,7 +109,7 @@ class JobQueue:
 
 def _transport_options(settings: Settings) -> dict[str, object]:
     if settings.embedded_broker:
-        return {"folder": str(settings.broker_dir), "polling_interval": 0.1}
+        return {"folder": str(settings.broker_dir), "polling_interval": 0.05}
     return {
         # A message is gone when a worker has taken it, as in the embedded queue: the job table recovers what is lost.
         # Redis would keep it until it is acknowledged, and a worker that cannot acknowledge because Redis is away at

@@ -27,7 +27,8 @@ from tests.support.dicom_series import write_ct_series
 from tests.support.fake_segmenter import NOTICE
 from tests.support.jobs import REPOSITORY
 from tests.support.orthanc import PASSWORD, Orthanc
-from tests.support.service_process import running_service, stored_files
+from tests.support.service_process import running_service
+from tests.support.stored import stored_files
 from training.phantom.phantom import ABDOMEN, draw_phantom
 from training.phantom.write import write_dicom
 

@@ -19,6 +19,7 @@ from service.settings import Settings
 from service.storage import LocalStorage
 from tests.support.findings import example_findings
 from tests.support.live import live_server
+from tests.support.stored import stored_paths
 
 OWNER = "test-worker"
 LIVER = {"scheme": "SCT", "value": "10200004", "meaning": "Liver"}
@@ -122,8 +123,7 @@ class Api:
 
     def stored_files(self) -> list[Path]:
         """Every file and folder below the storage's folders, the job table aside."""
-        folders = ("uploads", "results", "scratch")
-        return [path for name in folders for path in (self.settings.data_dir / name).rglob("*")]
+        return stored_paths(self.settings.data_dir)
 
 
 @contextmanager

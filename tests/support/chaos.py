@@ -37,6 +37,7 @@ from tests.support.chaos_segmenter import MASK, SPEC, mask_of, upload_of
 from tests.support.jobs import REPOSITORY, wait_until
 from tests.support.live import live_server
 from tests.support.servers import PostgresServer, RedisServer
+from tests.support.stored import stored_files
 
 DISK_BYTES = 96 * 1024**2
 DEADLINE_SECONDS = 300.0
@@ -277,12 +278,7 @@ class Chaos:
             Sweeper(patient, store, LocalStorage(patient.data_dir), queue).sweep_once()
             succeeded = {job.id for job in store.list(status=JobStatus.SUCCEEDED, limit=10 * self.plan.jobs)}
         expected = {f"results/{job_id}/{name}" for job_id in succeeded for name in (MASK, "artifacts.json")}
-        found = {
-            path.relative_to(self.data_dir).as_posix()
-            for top in ("uploads", "scratch", "results")
-            for path in (self.data_dir / top).rglob("*")
-            if path.is_file()
-        }
+        found = set(stored_files(self.data_dir))
         for path in sorted(found ^ expected):
             self._problem(f"{'orphaned' if path in found else 'missing'}: {path}")
 

@@ -20,6 +20,7 @@ from service.storage import LocalStorage
 from service.supervisor import EmbeddedWorker
 from service.sweeper import Sweeper
 from tests.support import fake_segmenter
+from tests.support.stored import stored_files
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -98,13 +99,7 @@ class JobSystem:
 
     def files(self) -> list[str]:
         """Every file of the storage, relative to it."""
-        root = self.settings.data_dir
-        return sorted(
-            str((Path(folder) / name).relative_to(root))
-            for top in ("uploads", "scratch", "results")
-            for folder, _, names in os.walk(root / top)  # unlike rglob it bears a folder that vanishes
-            for name in names
-        )
+        return stored_files(self.settings.data_dir)
 
     def close(self) -> None:
         """Stop what was started."""

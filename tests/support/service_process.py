@@ -12,6 +12,7 @@ from pathlib import Path
 from service.cli.local_key import read_local_key
 from service.client import Viscera
 from tests.support.jobs import wait_until
+from tests.support.stored import stored_files
 
 START_SECONDS = 90.0
 
@@ -43,16 +44,6 @@ def _address(process: subprocess.Popen[str]) -> str:
     found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
     assert found
     return found[0]
-
-
-def stored_files(data_dir: Path) -> list[str]:
-    """Files of uploads and results, which is where a job may leave anything."""
-    return sorted(
-        path.relative_to(data_dir).as_posix()
-        for folder in ("uploads", "results", "scratch", "tmp")
-        for path in (data_dir / folder).rglob("*")
-        if path.is_file()
-    )
 
 
 def settled_files(data_dir: Path) -> list[str]:
