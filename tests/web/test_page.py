@@ -13,7 +13,7 @@ import pytest
 
 from service.errors import TooFewSlices
 from service.jobs.job import JobError, JobStatus
-from service.request import DEFAULT_OUTPUTS, Output
+from service.request import DEFAULT_OUTPUTS, Mode, Output, PostProcessing, SegmentationRequest, SegType
 from tests.support.api import Api, running_api
 from tests.support.browser import HandWorker, picture, running_browser, share_of_hue
 from tests.support.dicom_result import Result, write_result
@@ -23,6 +23,15 @@ from tests.support.reporting import LABELS
 AXE = Path(__file__).parents[2] / "service" / "web" / "node_modules" / "axe-core" / "axe.min.js"
 COLORS = {label.name: label.color for label in LABELS}
 PATIENCE_MS = 60_000
+# A browser does not tell what it sends of files.
+NOTE_FIELDS = """() => {
+  const append = FormData.prototype.append;
+  window.fields = [];
+  FormData.prototype.append = function (...field) {
+    fields.push(field[0]);
+    append.apply(this, field);
+  };
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -247,16 +256,68 @@ def test_many_files_become_studies(page, api):
 
 
 def test_choices_are_sent(page, api):
-    page.get_by_text("Options").click()
+    page.get_by_text("Options", exact=True).click()
     page.locator("#mode").select_option("fast")
     page.locator("#target").select_option("labels")
     page.locator("#labels").get_by_label("Liver tumor").check()
     page.get_by_label("Overview picture").uncheck()
     page.get_by_label("Leave patient and dates out").check()
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Series of a DICOM study").fill("1.2.840.1")
+    page.get_by_label("Overlap of windows").fill("0.35")
+    page.get_by_label("Rules that clean the masks").select_option("reference")
+    page.get_by_label("DICOM SEG of organs").select_option("labelmap")
     choose(page, ("ct.nii.gz", b"scan"))
-    request = api.store.get(shown_job(page)).request
-    assert (request.mode, request.targets, request.deidentify) == ("fast", ("liver_tumor",), True)
-    assert set(request.outputs) == DEFAULT_OUTPUTS - {Output.OVERVIEW}
+    first = shown_job(page)
+    assert api.store.get(first).request == SegmentationRequest(
+        mode=Mode.FAST,
+        targets=("liver_tumor",),
+        outputs=tuple(output for output in Output if output in DEFAULT_OUTPUTS - {Output.OVERVIEW}),
+        deidentify=True,
+        series="1.2.840.1",
+        overlap=0.35,
+        postprocessing=PostProcessing.REFERENCE,
+        seg_type=SegType.LABELMAP,
+    )
+    choose(page, ("next.nii.gz", b"scan"))
+    page.wait_for_url(lambda url: "#" in url and not url.endswith(first))
+    assert api.store.get(shown_job(page)).request.series is None
+
+
+def test_untouched_choices_are_left_to_the_service(page):
+    page.evaluate(NOTE_FIELDS)
+    choose(page, ("ct.nii.gz", b"scan"))
+    shown_job(page)
+    assert page.evaluate("fields") == ["model", "files"]
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "sentence"),
+    [
+        ("Series of a DICOM study", "1.2.x", "digits and dots only"),
+        ("Overlap of windows", "0.95", "a number from 0 to 0.9"),
+    ],
+)
+def test_a_wrong_choice_is_said_and_shown_before_anything_is_sent(page, api, label, value, sentence):
+    before = len(api.dispatched)
+    page.get_by_label(label).evaluate("(control, value) => { control.value = value; }", value)
+    choose(page, ("ct.nii.gz", b"scan"))
+    page.locator("#submit-problem", has_text=sentence).wait_for()
+    assert page.get_by_label(label).evaluate(
+        "control => control === document.activeElement && control.checkVisibility()"
+    )
+    page.get_by_label(label).fill("")
+    choose(page, ("ct.nii.gz", b"scan"))
+    shown_job(page)
+    assert len(api.dispatched) == before + 1
+
+
+def test_a_series_is_not_sent_with_several_studies(page, api):
+    before = len(api.dispatched)
+    page.get_by_label("Series of a DICOM study").evaluate("control => { control.value = '1.2.3'; }")
+    choose(page, ("a.zip", b"1"), ("b.zip", b"2"))
+    page.locator("#submit-problem", has_text="A series belongs to one study").wait_for()
+    assert len(api.dispatched) == before
 
 
 def test_a_job_is_deleted(page, api, worker, result):
@@ -287,9 +348,12 @@ def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_window(browser,
         pytest.skip("axe-core is missing: make web")
     with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True) as context:
         page = watched(context.new_page(), api)
-        page.get_by_text("Options").click()
+        page.get_by_text("Options", exact=True).click()
+        page.get_by_text("More", exact=True).click()
         show_result(page, api, worker, result)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        column, fields = (page.locator(part).bounding_box() for part in (".side", "#postprocessing"))
+        assert fields["x"] + fields["width"] <= column["x"] + column["width"]
         page.add_script_tag(path=str(AXE))
         violations = page.evaluate("axe.run().then((found) => found.violations)")
     serious = [one for one in violations if one["impact"] in {"serious", "critical"}]

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from service.api import pages
+from service.api.upload_form import UPLOAD_FORM
 from service.request import DEFAULT_OUTPUTS, Output
+from service.targets import GROUPS
 from tests.support.api import Api, running_api
 
 WEB = pages.WEB_FOLDER
 BUILT = WEB / "built"
 MEGABYTE = 1024**2
+FORM = UPLOAD_FORM["content"]["multipart/form-data"]["schema"]["properties"]
+LEFT_TO_PROGRAMS = {"file", "callback_url", "push", "priority", "reuse", "batch_id", "time_limit_seconds"}
 
 needs_built_page = pytest.mark.skipif(not (BUILT / "index.html").is_file(), reason="the page is not built: make web")
 
@@ -116,3 +120,37 @@ def test_the_page_offers_every_output_with_its_default():
     source = (WEB / "src" / "options.ts").read_text()
     offered = dict(re.findall(r"^  (\w+): \[\"[^\"]+\", (true|false)\],$", source, re.MULTILINE))
     assert offered == {output.value: str(output in DEFAULT_OUTPUTS).lower() for output in Output}
+
+
+def test_every_field_of_the_form_is_sent_by_the_page_or_left_to_programs():
+    options = (WEB / "src" / "options.ts").read_text()
+    [plain] = re.findall(r"PLAIN = \[(.*?)\]", options)
+    sent = {*re.findall(r'"(\w+)"', plain), *re.findall(r'fields\.push\(\["(\w+)"', options)}
+    sent |= set(re.findall(r'form\.append\("(\w+)"', (WEB / "src" / "uploads.ts").read_text()))
+    assert sent == set(FORM) - LEFT_TO_PROGRAMS
+
+
+def options_of(name: str) -> list[str]:
+    """Values of a list of the page, from the first, which it opens with."""
+    [listed] = re.findall(rf'<select id="{name}">(.*?)</select>', (WEB / "src" / "index.html").read_text(), re.DOTALL)
+    assert "selected" not in listed
+    return re.findall(r'<option value="(\w+)"', listed)
+
+
+@pytest.mark.parametrize("name", [name for name in FORM if "enum" in FORM[name] and name not in LEFT_TO_PROGRAMS])
+def test_the_page_offers_every_choice_and_opens_with_the_default(name):
+    assert sorted(options_of(name)) == sorted(FORM[name]["enum"])
+    assert options_of(name)[0] == FORM[name]["default"]
+
+
+def test_the_page_offers_every_group_of_targets():
+    *groups, labels = options_of("target")
+    assert labels == "labels"
+    assert {GROUPS[name] for name in groups} == set(GROUPS.values())
+    assert groups[0] == "all"
+
+
+def test_the_page_refuses_what_the_form_refuses():
+    page = (WEB / "src" / "index.html").read_text()
+    assert f'pattern="{FORM["series"]["pattern"].strip("^$")}"' in page
+    assert f'min="{FORM["overlap"]["minimum"]}" max="{FORM["overlap"]["maximum"]}"' in page

@@ -1,6 +1,6 @@
 // The API of the service that this page came from: its types, its problems, and the key of this tab.
 
-import type { components } from "./openapi";
+import type { components, paths } from "./openapi";
 
 type Schemas = components["schemas"];
 export type Job = Schemas["JobView"];
@@ -8,6 +8,7 @@ export type Findings = Schemas["Findings"];
 export type Lesion = Schemas["LesionFinding"];
 export type Model = Schemas["ModelView"];
 export type Artifact = Schemas["ArtifactView"];
+export type Form = paths["/v1/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"];
 export type Problem = Schemas["Problem"];
 
 const KEY = "viscera-key"; // in the storage of this tab: gone when it is closed

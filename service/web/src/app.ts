@@ -28,9 +28,10 @@ function submit(studies: Study[]): void {
   problem.textContent = "";
   try {
     if (!studies.length) throw new Error("There is no file in it.");
-    const chosen = choices();
+    const chosen = choices(studies.length);
     leave(); // what is sent now is what the person wants to see next
     for (const study of studies) uploads.add(study, chosen);
+    part<HTMLInputElement>("series").value = ""; // the next study has others
   } catch (error) {
     problem.textContent = (error as Error).message;
   }

@@ -1,6 +1,6 @@
 // What a job is asked for: the form's choices, made from the models of the service.
 
-import { json, type Model } from "./api";
+import { type Form, json, type Model } from "./api";
 import { element, part } from "./dom";
 import type { Choices } from "./uploads";
 
@@ -19,6 +19,8 @@ const OUTPUTS: Record<string, [title: string, byDefault: boolean]> = {
   rtstruct: ["DICOM RT Structure Set", false],
   encapsulated_pdf: ["Report as DICOM (Encapsulated PDF)", false],
 };
+// What is sent as it stands in the element of that id, unless it is the first of a list or empty.
+const PLAIN = ["mode", "series", "overlap", "postprocessing", "seg_type"] as const satisfies readonly (keyof Form)[];
 const GROUPS = { organ: "Organs", tumor: "Tumors", cyst: "Cysts" } as const;
 
 let models: Model[] = [];
@@ -60,9 +62,19 @@ function checkbox(value: string, title: string, checked: boolean): HTMLLabelElem
   return element("label", { className: "check" }, element("input", { type: "checkbox", value, checked }), title);
 }
 
-/** The fields of the request; what is at its default is left to the service. Throws where a choice is missing. */
-export function choices(): Choices {
-  const fields: Choices = [["mode", part<HTMLSelectElement>("mode").value]];
+/** The fields of the request for each of so many studies; what is at its default is left to the service. Throws where a
+ * choice is missing or wrong. */
+export function choices(studies: number): Choices {
+  const fields: Choices = [];
+  for (const name of PLAIN) {
+    const control = part<HTMLInputElement | HTMLSelectElement>(name);
+    if (!control.checkValidity()) throw new Error(wrong(control));
+    const untouched = control instanceof HTMLSelectElement ? control.selectedIndex === 0 : control.value === "";
+    if (!untouched) fields.push([name, control.value]);
+  }
+  if (studies > 1 && part<HTMLInputElement>("series").value) {
+    throw new Error("A series belongs to one study: send that study alone, or leave the series out.");
+  }
   const model = part<HTMLSelectElement>("model").value;
   if (model) fields.push(["model", model]);
   const target = part<HTMLSelectElement>("target").value;
@@ -79,6 +91,13 @@ export function choices(): Choices {
   if (!untouched) fields.push(["outputs", outputs.join(",")]);
   if (part<HTMLInputElement>("deidentify").checked) fields.push(["deidentify", "true"]);
   return fields;
+}
+
+/** What is wrong with a control, in a sentence; it is brought into view. */
+function wrong(control: HTMLInputElement | HTMLSelectElement): string {
+  for (let fold = control.closest("details"); fold; fold = fold.parentElement?.closest("details") ?? null) fold.open = true;
+  control.reportValidity();
+  return control.title || control.validationMessage;
 }
 
 function checked(id: string): string[] {
