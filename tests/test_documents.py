@@ -25,14 +25,13 @@ from service.inference.manifest import Label, Manifest, Rule
 from service.progress import Stage
 from service.reporting.schema import Findings
 from service.settings import PREFIX, Settings
+from tests.support.documents import DOCS, README, ROOT, fenced, section, text_of
 from training.prompts import TEMPLATES
 from training.text_encoder import ENCODERS
 
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-CONFIGURATION = ROOT / "docs" / "configuration.md"
-ERRORS = ROOT / "docs" / "errors.md"
-DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGURATION = DOCS / "configuration.md"
+ERRORS = DOCS / "errors.md"
+DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 COMMANDS: dict[str, Any] = {  # click groups
     "viscera": typer.main.get_command(service.cli.app),
     "viscera-train": typer.main.get_command(training.cli.app),
@@ -42,21 +41,6 @@ COMMANDS: dict[str, Any] = {  # click groups
 GROUPS = {InputError.code, BundleError.code, ServiceError.code}
 
 by_name = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-
-
-def text_of(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-def section(document: str, heading: str) -> str:
-    """What stands under a heading of level 2, up to the next one."""
-    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", document, re.MULTILINE | re.DOTALL)
-    assert found, f"There is no section {heading}."
-    return found[1]
-
-
-def fenced(document: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
 
 
 def code_lines(document: str) -> Iterator[str]:
@@ -203,9 +187,7 @@ def test_api_document_shows_every_route_and_no_other() -> None:
     routes = yaml.safe_load(text_of(ROOT / "openapi.yaml"))["paths"]
     patterns = {re.sub(r"\{name\}", "[^?]+", re.sub(r"\{job_id\}", r"\\$JOB", route)): route for route in routes}
     called = {
-        path
-        for line in code_lines(text_of(ROOT / "docs" / "api.md"))
-        for path in re.findall(r'\$VISCERA(/[^\s")]+)', line)
+        path for line in code_lines(text_of(DOCS / "api.md")) for path in re.findall(r'\$VISCERA(/[^\s")]+)', line)
     }
     shown = {
         route for path in called for pattern, route in patterns.items() if re.fullmatch(pattern + r"(\?.*)?", path)
@@ -215,14 +197,14 @@ def test_api_document_shows_every_route_and_no_other() -> None:
 
 
 def test_api_document_names_every_form_field_and_stage() -> None:
-    document = text_of(ROOT / "docs" / "api.md")
+    document = text_of(DOCS / "api.md")
     paths = yaml.safe_load(text_of(ROOT / "openapi.yaml"))["paths"]
     form = paths["/v1/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert [name for name in (*form, *Stage) if f"`{name}`" not in document] == []
 
 
 def test_answers_in_the_api_document_are_valid() -> None:
-    blocks = fenced(text_of(ROOT / "docs" / "api.md"), "json")
+    blocks = fenced(text_of(DOCS / "api.md"), "json")
     for block, model in zip(blocks, (JobView, ArtifactList, Problem), strict=True):
         model.model_validate_json(block)
         shown = json.loads(block)
@@ -239,14 +221,14 @@ def test_excerpt_of_the_readme_has_fields_of_the_findings() -> None:
 
 
 def test_findings_document_names_every_field() -> None:
-    document = text_of(ROOT / "docs" / "findings.md")
+    document = text_of(DOCS / "findings.md")
     # Parts of codes, references and boxes are explained in words.
     in_words = {"scheme", "value", "meaning", "name", "version", "sha256", "message", "subject", "code"}
     assert {name for name in field_names(Findings) - in_words if f"`{name}`" not in document} == set()
 
 
 def test_findings_document_names_every_warning() -> None:
-    document = first_cells(section(text_of(ROOT / "docs" / "findings.md"), "Warnings"))
+    document = first_cells(section(text_of(DOCS / "findings.md"), "Warnings"))
     assert set(warning_codes()) - set(document) == set()
 
 
@@ -262,7 +244,7 @@ def warning_codes() -> Iterator[str]:
 
 
 def test_bundle_document_names_every_key_and_rule() -> None:
-    document = text_of(ROOT / "docs" / "bundles.md")
+    document = text_of(DOCS / "bundles.md")
     names = set(Manifest.model_fields) | set(Label.model_fields)
     for rule in get_args(get_args(Rule)[0]):
         names |= {rule.model_fields["rule"].default, *rule.model_fields} - {"rule"}
@@ -270,7 +252,7 @@ def test_bundle_document_names_every_key_and_rule() -> None:
 
 
 def test_text_document_names_every_template_and_encoder() -> None:
-    document = text_of(ROOT / "docs" / "text-embeddings.md")
+    document = text_of(DOCS / "text-embeddings.md")
     assert [name for name in (*TEMPLATES, *ENCODERS) if f"`{name}`" not in document] == []
     assert [
         text for name, text in TEMPLATES.items() if name != "published" and f'`{name}` "{text}"' not in document
