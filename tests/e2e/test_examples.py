@@ -27,7 +27,7 @@ ADDRESS, KEY, KEY_ID = "http://127.0.0.1:8000", "vsc_...", "3f9c0d5e7a21"
 
 UPPER_ABDOMEN = FieldOfView(-20.0, 60.0)
 NOT_RUN = {
-    '"url": "https://pacs.example.org/dicom-web/studies': "the PACS is nobody's; tests/exchange has one",
+    '"url": "https://pacs.example.org/dicom-web/studies': "the PACS is nobody's; docs/viewers.md has one that is run",
     "viscera serve & viscera scp": "starts servers that do not end; their settings are read below",
     "callback_url=https://pacs.example.org": "calls a host that is nobody's; tests/api/test_webhooks.py has one",
     "from standardwebhooks": "needs a delivery; tests/api/test_webhooks.py verifies one in this way",
