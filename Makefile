@@ -9,7 +9,7 @@ TEXT_EMBEDDINGS ?=
 SOURCES := pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve web page-picture test test-service test-jobs test-training test-page test-slow check check-static audit format openapi bench bench-reading bench-api chaos fuzz train-default clean
+.PHONY: help demo serve web page-picture overview-picture test test-service test-jobs test-training test-page test-slow check check-static audit format openapi bench bench-reading bench-api chaos fuzz train-default clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -39,6 +39,9 @@ $(WEB)/built/index.html: $(wildcard $(WEB)/src/*) $(WEB)/build.mjs $(WEB)/packag
 
 page-picture: $(VENV)/.dev web ## draw docs/page.png from a phantom; needs Chromium
 	$(BIN)/python -m docs.draw_page
+
+overview-picture: $(VENV)/.dev ## draw docs/overview.png from a phantom
+	$(BIN)/python -m docs.draw_overview
 
 # With npm the page that has volumes; without it a plain one is served, and the tests in a browser are skipped.
 BUILD_PAGE := command -v npm > /dev/null && $(MAKE) --no-print-directory web || echo "The page was not built (npm)."
