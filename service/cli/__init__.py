@@ -4,24 +4,36 @@ Each command imports its work when it runs, so that `viscera --help` is quick an
 Exit status: 0 done; 1 `doctor` found something missing; 2 a problem, said in one line; 130 interrupted.
 """
 
-import functools
 import sys
-from collections.abc import Callable
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated
 from uuid import UUID
 
 import typer
-from pydantic import ValidationError
 
+from service.cli.exits import exits
+from service.cli.groups import keys_app, models_app
+from service.cli.options import (
+    DEFAULT_URL,
+    ApiKeyOption,
+    DeidentifyOption,
+    JsonOption,
+    ModeOption,
+    OutputsOption,
+    OverlapOption,
+    PostProcessingOption,
+    SegTypeOption,
+    SeriesOption,
+    StudiesArgument,
+    StudyArgument,
+    TargetsOption,
+    UrlOption,
+    request_of,
+    split_names,
+)
 from service.jobs.job import Priority
-from service.request import ON_DEMAND_OUTPUTS, Mode, Output, PostProcessing, SegmentationRequest, SegType
-
-Parameters = ParamSpec("Parameters")
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-INTERRUPTED = 130
+from service.request import Mode, PostProcessing, SegType
 
 app = typer.Typer(
     name="viscera",
@@ -30,78 +42,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-TargetsOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Labels, groups (organs, tumors, cysts, lesions, all) or SNOMED CT codes, comma separated; all otherwise.",
-        metavar="A,B",
-    ),
-]
-ModeOption = Annotated[Mode, typer.Option(help="Speed against accuracy: how far neighboring windows overlap.")]
-OverlapOption = Annotated[
-    float | None, typer.Option(help="Overlap of windows, 0 to 0.9, instead of the mode's.", min=0.0, max=0.9)
-]
-PostProcessingOption = Annotated[
-    PostProcessing, typer.Option(help="Rules that clean the masks: ours, the published implementation's, or none.")
-]
-OutputsOption = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Files to write beside findings.json, comma separated: {', '.join(Output)}; all but "
-        f"{' and '.join(ON_DEMAND_OUTPUTS)} otherwise.",
-        metavar="A,B",
-    ),
-]
-SegTypeOption = Annotated[SegType, typer.Option(help="Type of the DICOM SEG of organs.")]
-DeidentifyOption = Annotated[
-    bool, typer.Option("--deidentify", help="Leave patient, study identifiers and dates out of the DICOM objects.")
-]
-SeriesOption = Annotated[
-    str | None,
-    typer.Option(help="SeriesInstanceUID of the CT series to segment (DICOM only); chosen by rule otherwise."),
-]
-ApiKeyOption = Annotated[
-    str | None,
-    typer.Option(
-        help="API key of the service; for a service on this machine, the key that it has kept here otherwise.",
-        envvar="VISCERA_API_KEY",
-        metavar="KEY",
-        show_envvar=True,
-    ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print JSON for programs on stdout, and nothing else there; progress on stderr.")
-]
-UrlOption = Annotated[str, typer.Option(help="Address of the service.", envvar="VISCERA_URL")]
-
 
 def main() -> None:
     """Entry point of the `viscera` script."""
     app()
 
 
-def _exits(work: Callable[Parameters, int]) -> Callable[Parameters, None]:
-    """The work as a command: its number becomes the exit status, and a typed error one line on stderr."""
-
-    @functools.wraps(work)
-    def command(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-        try:
-            status = work(*args, **kwargs)
-        except KeyboardInterrupt:
-            status = INTERRUPTED
-        except Exception as error:
-            from service.cli.console import report
-
-            if not report(error):
-                raise
-            status = 2
-        raise typer.Exit(status)
-
-    return command
-
-
 @app.command("serve")
-@_exits
+@exits
 def serve_command(
     host: Annotated[str | None, typer.Option(help="Address to listen on; VISCERA_HOST otherwise.")] = None,
     port: Annotated[
@@ -121,7 +69,7 @@ def serve_command(
 
 
 @app.command("worker")
-@_exits
+@exits
 def worker_command() -> int:
     """Start one more worker for the job table and queue of the settings."""
     from service.settings import Settings
@@ -131,7 +79,7 @@ def worker_command() -> int:
 
 
 @app.command("scp")
-@_exits
+@exits
 def scp_command() -> int:
     """Take CT studies from the DICOM network (C-STORE) as jobs."""
     from service.cli.scp import listen
@@ -140,7 +88,7 @@ def scp_command() -> int:
 
 
 @app.command("push")
-@_exits
+@exits
 def push_command(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Id of a succeeded job.")],
     to: Annotated[str, typer.Option(help="Names of peers in VISCERA_PEERS, comma separated.", metavar="A,B")],
@@ -148,16 +96,13 @@ def push_command(
     """Send the DICOM results of a job to a PACS once more."""
     from service.cli.push import push
 
-    return push(job, _split(to) or ())
+    return push(job, split_names(to) or ())
 
 
 @app.command("segment")
-@_exits
+@exits
 def segment_command(
-    studies: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH", help="NIfTI file, zip, or folder of DICOM files.", exists=True),
-    ],
+    studies: StudiesArgument,
     out: Annotated[Path, typer.Option(help="Folder for the results; one folder per study when there are several.")],
     bundle: Annotated[str | None, typer.Option(help="Path, id or name of a bundle; the default otherwise.")] = None,
     targets: TargetsOption = None,
@@ -176,12 +121,12 @@ def segment_command(
     from service.cli.segment import segment
 
     choices = request_of(
-        targets=_split(targets),
+        targets=split_names(targets),
         mode=mode,
         overlap=overlap,
         postprocessing=postprocessing,
         series=series,
-        outputs=_split(outputs),
+        outputs=split_names(outputs),
         seg_type=seg_type,
         deidentify=deidentify,
     )
@@ -189,12 +134,9 @@ def segment_command(
 
 
 @app.command("submit")
-@_exits
+@exits
 def submit_command(
-    studies: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH", help="NIfTI file, zip, or folder of DICOM files.", exists=True),
-    ],
+    studies: StudiesArgument,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the jobs and print their findings.")] = False,
     out: Annotated[
         Path | None,
@@ -249,17 +191,19 @@ def submit_command(
         raise typer.BadParameter("--idempotency-key is for one study; send each by itself.")
 
     choices = request_of(
-        targets=_split(targets),
+        targets=split_names(targets),
         mode=mode,
         overlap=overlap,
         postprocessing=postprocessing,
         series=series,
-        outputs=_split(outputs),
+        outputs=split_names(outputs),
         seg_type=seg_type,
         deidentify=deidentify,
     )
     key = key_for(url, api_key)
-    handling = Handling(priority, not no_reuse, batch_id, time_limit, callback_url, _split(push) or (), idempotency_key)
+    handling = Handling(
+        priority, not no_reuse, batch_id, time_limit, callback_url, split_names(push) or (), idempotency_key
+    )
     return submit(
         studies,
         choices,
@@ -274,7 +218,7 @@ def submit_command(
 
 
 @app.command("open")
-@_exits
+@exits
 def open_command(
     job: Annotated[UUID, typer.Argument(metavar="JOB", help="Id of a job.")],
     url: UrlOption = DEFAULT_URL,
@@ -287,148 +231,29 @@ def open_command(
 
 
 @app.command("demo")
-@_exits
+@exits
 def demo_command(
-    study: Annotated[
-        Path, typer.Argument(metavar="PATH", help="NIfTI file, zip, or folder of DICOM files.", exists=True)
-    ],
+    study: StudyArgument,
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     targets: TargetsOption = None,
 ) -> int:
     """Start a service, send one study through it, show and fetch the results, stop it."""
     from service.cli.demo import demo
 
-    return demo(study, request_of(targets=_split(targets)), out=out)
+    return demo(study, request_of(targets=split_names(targets)), out=out)
 
 
-models_app = typer.Typer(help="The models that jobs can ask for.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Id or name of a model.")]
-
-
-@models_app.command("list")
-@_exits
-def models_list_command(
-    url: Annotated[str | None, typer.Option(help="Ask this service instead of looking here.")] = None,
-    api_key: ApiKeyOption = None,
-) -> int:
-    """List the models."""
-    from service.cli.models import list_models
-
-    return list_models(url, api_key)
-
-
-@models_app.command("show")
-@_exits
-def models_show_command(model: ModelArgument) -> int:
-    """Show one model with its labels."""
-    from service.cli.models import show_model
-
-    return show_model(model)
-
-
-@models_app.command("default")
-@_exits
-def models_default_command(model: ModelArgument) -> int:
-    """Make a model the one for requests that name none."""
-    from service.cli.models import set_default
-
-    return set_default(model)
-
-
-@models_app.command("remove")
-@_exits
-def models_remove_command(model: ModelArgument) -> int:
-    """Delete an installed model."""
-    from service.cli.models import remove_model
-
-    return remove_model(model)
-
-
-@models_app.command("pull")
-@_exits
-def models_pull_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="universal-swin-unetr, universal-unet, ...")],
-    version: Annotated[str, typer.Option(help="Semantic version that the bundle gets.")] = "1.0.0",
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Accept the licence of the weights without being asked.")
-    ] = False,
-    weights: Annotated[
-        Path | None, typer.Option(help="The published file, fetched before; nothing is downloaded then.")
-    ] = None,
-) -> int:
-    """Fetch published weights and install them as a model."""
-    from service.cli.pull import pull
-
-    return pull(name, version=version, accept_licence=accept_licence, weights=weights)
-
-
-keys_app = typer.Typer(help="API keys of the service.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
 
-@keys_app.command("create")
-@_exits
-def keys_create_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for, such as the name of a system.")],
-    tenant: Annotated[str, typer.Option(help="Whose jobs it submits and sees.")] = "default",
-    scopes: Annotated[str, typer.Option(help="submit, read, admin, comma separated.")] = "submit,read",
-    rate_limit: Annotated[int | None, typer.Option(help="Most requests per minute.", min=1)] = None,
-    quota: Annotated[int | None, typer.Option(help="Most unfinished jobs at a time.", min=1)] = None,
-) -> int:
-    """Make a key and print it, this once."""
-    from service.cli.keys import create_key
-
-    return create_key(name, tenant=tenant, scopes=_split(scopes) or (), rate_limit=rate_limit, quota=quota)
-
-
-@keys_app.command("list")
-@_exits
-def keys_list_command() -> int:
-    """List the keys; their secrets are not known."""
-    from service.cli.keys import list_keys
-
-    return list_keys()
-
-
-@keys_app.command("revoke")
-@_exits
-def keys_revoke_command(key: Annotated[str, typer.Argument(metavar="ID", help="Id of a key, from the list.")]) -> int:
-    """Refuse a key from now on."""
-    from service.cli.keys import revoke_key
-
-    return revoke_key(key)
-
-
-@keys_app.command("bootstrap")
-@_exits
-def keys_bootstrap_command() -> int:
-    """Make and print the first key, where there has never been one; `viscera serve` does so itself."""
-    from service.cli.keys import bootstrap
-
-    return bootstrap()
-
-
 @app.command("doctor")
-@_exits
+@exits
 def doctor_command() -> int:
     """Check this installation and say what is missing."""
     from service.cli.doctor import examine
 
     return examine()
-
-
-def _split(names: str | None) -> tuple[str, ...] | None:
-    return tuple(dict.fromkeys(name.strip() for name in (names or "").split(",") if name.strip())) or None
-
-
-def request_of(**choices: object) -> SegmentationRequest:
-    """The choices as a request; one that no request can have is a usage error."""
-    try:
-        return SegmentationRequest.model_validate(choices)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def _print_version(wanted: bool) -> None:
