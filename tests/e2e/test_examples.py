@@ -110,9 +110,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def write_studies(folder: Path) -> None:
-    """ct.nii.gz, the same as DICOM in dicom/, 1.dcm, 2.dcm, study.zip and studies/, and body for STOW-RS."""
+    """ct.nii.gz, a.nii.gz and b.nii.gz; as DICOM in dicom/, 1.dcm, 2.dcm, study.zip, studies/; body for STOW-RS."""
     phantom, other = (draw_phantom(seed, spacing_mm=(4.0, 4.0, 5.0), field_of_view=UPPER_ABDOMEN) for seed in (41, 42))
-    write_ct(phantom, folder / "ct.nii.gz")
+    for name, scan in {"ct": phantom, "a": phantom, "b": other}.items():
+        write_ct(scan, folder / f"{name}.nii.gz")
     slices = write_dicom(phantom, folder / "dicom")
     for number, path in enumerate(slices[:2], start=1):
         shutil.copy(path, folder / f"{number}.dcm")
