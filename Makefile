@@ -81,7 +81,8 @@ check: check-static test ## everything that CI checks
 
 audit: $(VENV)/.dev ## known weaknesses of the dependencies (asks PyPI) and of the code
 	$(BIN)/bandit -q -c pyproject.toml -r service model_export training
-	$(BIN)/pip-audit --skip-editable --progress-spinner off
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > $(VENV)/audited.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement $(VENV)/audited.txt --progress-spinner off
 
 format: $(VENV)/.dev ## reformat the code
 	$(BIN)/ruff format .
@@ -118,9 +119,9 @@ train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=fil
 	$(KEEP_MEMORY) $(BIN)/viscera-train train --run runs/default --recipe default_compact_refine $(TEXT_OPTION) \
 	  --start-from runs/first/model.pt
 	$(BIN)/viscera-train calibrate runs/default/model.pt --store runs/first/store --out runs/default/calibrated.pt
-	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out runs/bundle --name viscera-compact --version 2.0.0 --force
-	$(BIN)/viscera-train evaluate --bundle runs/bundle/viscera-compact-2.0.0 --scans 20 --out runs/evaluation
-	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out service/bundles --name viscera-compact --version 2.0.0 \
+	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out runs/bundle --name viscera-compact --version 2.1.0 --force
+	$(BIN)/viscera-train evaluate --bundle runs/bundle/viscera-compact-2.1.0 --scans 20 --out runs/evaluation
+	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out service/bundles --name viscera-compact --version 2.1.0 \
 	  --evaluation runs/evaluation/evaluation.md --force
 
 clean: ## remove what the targets made, but not .venv

@@ -20,10 +20,11 @@ _PHANTOM_LIMITS = """\
 - Real anatomy, disease, contrast timing and artefacts differ from the phantoms: on real CT expect missed organs, false
   lesions and rough borders. Do not report figures of this bundle as those of the Universal Model."""
 _CALIBRATED = """\
-- Chosen on other cases of the same kind: the threshold of an organ by best Dice; how certain the network must be
-  somewhere in a lesion, and how large the lesion must be, so that most are found at a fixed number of false ones.
+- Chosen on other cases of the same kind: the factor of all logits, {scale:g}, by the likelihood of their voxels
+  (temperature scaling); the threshold of a label by best Dice; how certain the network must be somewhere in a lesion,
+  and how large the lesion must be, so that most are found at a fixed number of false ones.
 - Lesions that are dropped for their size: {dropped}.
-- The other post-processing rules come from the reference implementation. Probabilities are not calibrated."""
+- The other post-processing rules come from the reference implementation."""
 _NOT_CALIBRATED = """\
 - Thresholds and post-processing rules come from the reference implementation; they were not tuned for this model."""
 _UNSTEADY = """\
@@ -97,7 +98,7 @@ def _calibration_note(calibration: Calibration) -> str:
     for name, ml in calibration.lesion_volumes_ml.items():
         by_volume.setdefault(ml, []).append(BY_NAME[name].display_name.lower())
     dropped = [f"{', '.join(names)} below {ml:g} ml" for ml, names in sorted(by_volume.items())]
-    return _CALIBRATED.format(dropped="; ".join(dropped) or "none")
+    return _CALIBRATED.format(scale=calibration.logit_scale, dropped="; ".join(dropped) or "none")
 
 
 def _interval(ends: tuple[float, float]) -> str:

@@ -19,8 +19,8 @@ What differs from the reference, and why:
   the price is a missing loop, the gain no scattered false bowel.
 - Host organs are cleaned by their own rules before they limit a lesion; the reference keeps as many components of the
   joined hosts as there are hosts, which is the same for organs that are found at all.
-- A lesion of a calibrated checkpoint is somewhere as certain as the calibration asks; its border lies at 0.5 all the
-  same, so that a strict demand does not shrink what is measured.
+- A lesion of a calibrated checkpoint is somewhere as certain as the calibration asks; its border lies at the label's
+  threshold all the same, so that a strict demand does not shrink what is measured.
 - A hepatic vessel tumour may also lie in the liver (`training.labels` says why); in the reference only in the vessel.
 """
 

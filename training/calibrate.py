@@ -1,8 +1,9 @@
-"""How probabilities become masks, chosen on whole phantoms that were not trained on. No weights are changed here.
+"""How logits become masks, chosen on whole phantoms that were not trained on.
 
-Training sees windows around small labels more often than a scan has them, so 0.5 is not the best place to cut. An organ
-is cut where its Dice is best. A lesion is cut at 0.5, so that its size does not depend on how strict one is, and counts
-if the network is certain enough somewhere in it and it is large enough: each type has the peak and the volume at which,
+Training sees windows around small labels more often than a scan has them, and a network that is trained for long says
+0 or 1 where it should say perhaps. So all logits are first multiplied by the one number that makes the probabilities
+likeliest (temperature scaling, Guo et al. 2017, section 4.2); that moves no border at 0.5. Then each label is cut where
+its Dice is best. Of a lesion that is so cut, peak and volume decide whether it counts: each type has those at which,
 over all types together, most lesions are found at no more than `FALSE_POSITIVES_PER_SCAN`. What a type costs in false
 lesions, another may use better.
 """
@@ -18,6 +19,8 @@ from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 from rich.progress import track
 from scipy import ndimage
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -30,11 +33,17 @@ from training.precision import mixed_precision
 from training.rendering import render
 from training.store import Case, open_case
 
-BINS = 100
-LOWEST, HIGHEST = 0.2, 0.8  # an organ that wants more than this needs training, not another threshold
 UNDECIDED = 0.5
+#: Of thresholds: an organ that wants more than this needs training, not another threshold. A lesion's probability is
+#: small where the network has seen few like it; the service keeps it at 8 bits.
+ORGAN_BOUNDS = (0.2, 0.8)
+LESION_BOUNDS = (0.02, 0.5)
 
-LESION_PEAKS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
+FARTHEST = 24.0  # logits beyond it count as it
+BINS = 480  #: of logits, from -FARTHEST to FARTHEST
+_LOGIT_SCALES = (0.1, 2.0)
+
+LESION_PEAKS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 LESION_VOLUMES_ML = (LEAST_LESION_ML, 1.0, 1.5, 2.0, 3.0)
 FALSE_POSITIVES_PER_SCAN = 0.5  # some room: new scans showed about twice as many of them as those chosen on
 
@@ -43,11 +52,20 @@ _OVERLAP = 0.1  # of the windows; a half, as at inference, would be about six ti
 
 @dataclass(frozen=True)
 class WholeCase:
-    """One case as the model sees it, at the features' stride: probabilities and occupancies (C,*grid) in 0..1."""
+    """One case as the model sees it, at the features' stride: logits and occupancies (C,*grid)."""
 
-    probability: NDArray[np.float16]
+    logits: NDArray[np.float16]
     occupancy: NDArray[np.uint8]  #: eighths
     supervised: NDArray[np.bool_]
+    voxel_ml: float
+
+
+@dataclass(frozen=True)
+class LesionField:
+    """What one case shows of a type of lesion, in the box of its hosts and of the lesions that are there."""
+
+    logits: NDArray[np.float32]  #: -`FARTHEST` outside of the hosts, where post-processing lets no lesion lie
+    truth: NDArray[np.bool_]
     voxel_ml: float
 
 
@@ -63,27 +81,41 @@ class OperatingPoint:
 
 
 def calibrate(model: UniversalModel, store: Path, seeds: range, device: torch.device) -> Calibration:
-    """Threshold of each organ, peak and volume of each lesion type, from the cases of `seeds`.
+    """Scale of the logits, threshold of each label, peak and volume of each lesion type, from the cases of `seeds`.
 
-    0.5 and the least volume for what none of them has. Lesions end where the probability is 0.5.
+    The scale is put into the model's weights. 0.5 and the least volume for what no case has.
     """
     model.eval()
     filled, seen = (torch.zeros(len(LABELS), BINS, dtype=torch.float64) for _ in range(2))
-    points: dict[str, list[list[OperatingPoint]]] = {lesion.name: [] for lesion in LESIONS}
+    fields: dict[str, list[LesionField]] = {lesion.name: [] for lesion in LESIONS}
     for seed in track(seeds, description="Calibration"):
         case = see_whole_case(model, open_case(store, seed), np.random.default_rng((seed, 78)), device)
         for organ in ORGANS:
             if case.supervised[organ.channel]:
-                _count_voxels(case, organ.channel, filled, seen)
+                occupancy = case.occupancy[organ.channel] / np.float32(8.0)
+                _count_voxels(case.logits[organ.channel], occupancy, filled[organ.channel], seen[organ.channel])
         for lesion in LESIONS:
             if case.supervised[lesion.channel]:
-                points[lesion.name].append(operating_points(case, lesion))
-    best = best_thresholds(filled, seen)
-    summed = {name: _sum_over_cases(cases) for name, cases in points.items() if cases}
-    chosen = choose_operating_points(summed, FALSE_POSITIVES_PER_SCAN * len(seeds))
+                field = lesion_field(case, lesion)
+                fields[lesion.name].append(field)
+                _count_voxels(field.logits, field.truth, filled[lesion.channel], seen[lesion.channel])
+    scale = likeliest_scale(filled, seen)
+    model.scale_logits(scale)
+    thresholds = {
+        label.name: best_threshold(filled[label.channel], seen[label.channel], scale, bounds)
+        for labels, bounds in ((ORGANS, ORGAN_BOUNDS), (LESIONS, LESION_BOUNDS))
+        for label in labels
+    }
+    points = {
+        name: _sum_over_cases([operating_points(field, scale, thresholds[name]) for field in of_type])
+        for name, of_type in fields.items()
+        if of_type
+    }
+    chosen = choose_operating_points(points, FALSE_POSITIVES_PER_SCAN * len(seeds))
     return Calibration(
-        thresholds={organ.name: round(float(best[organ.channel]), 2) for organ in ORGANS},
-        lesion_peaks={name: point.peak for name, point in chosen.items()},
+        logit_scale=scale,
+        thresholds=thresholds,
+        lesion_peaks={name: point.peak for name, point in chosen.items() if point.peak > thresholds[name]},
         lesion_volumes_ml={name: point.volume_ml for name, point in chosen.items()},
     )
 
@@ -115,49 +147,63 @@ def see_whole_case(model: UniversalModel, case: Case, rng: np.random.Generator, 
     )
     assert isinstance(logits, Tensor)
     voxel_ml = float(np.prod(model.config.spacing_mm)) * model.feature_stride**3 / 1000.0
-    probability: NDArray[np.float16] = torch.sigmoid(logits[0]).half().cpu().numpy()
-    return WholeCase(probability, occupancy[0].cpu().numpy(), supervised[0].cpu().numpy(), voxel_ml)
+    kept: NDArray[np.float16] = logits[0].clamp(-FARTHEST, FARTHEST).half().cpu().numpy()
+    return WholeCase(kept, occupancy[0].cpu().numpy(), supervised[0].cpu().numpy(), voxel_ml)
 
 
-def best_thresholds(filled: Tensor, seen: Tensor) -> Tensor:
-    """Threshold (C,) of the best Dice, from voxels by bin of their probability: filled ones and all, (C,BINS).
-
-    Of equally good thresholds the one closest to 0.5. 0.5 where nothing is filled.
-    """
-    above = torch.flip(torch.cumsum(torch.flip(filled, [1]), 1), [1])
-    predicted = torch.flip(torch.cumsum(torch.flip(seen, [1]), 1), [1])
-    dice = 2.0 * above / (predicted + filled.sum(1, keepdim=True)).clamp(min=1e-9)
-    threshold = torch.arange(BINS, dtype=torch.float64) / BINS
-    dice = torch.where((threshold >= LOWEST - 1e-9) & (threshold <= HIGHEST + 1e-9), dice, -1.0)
-    tie = 1e-9 * (threshold - UNDECIDED).abs()
-    best = threshold[torch.argmax(dice - tie, dim=1)]
-    return torch.where(filled.sum(1) > 0, best, UNDECIDED)
-
-
-def operating_points(case: WholeCase, lesion: Label) -> list[OperatingPoint]:
-    """Lesions of one type in one case at each of `LESION_VOLUMES_ML` and `LESION_PEAKS`.
-
-    As in the bundle's post-processing, a lesion counts only inside its hosts.
-    """
+def lesion_field(case: WholeCase, lesion: Label) -> LesionField:
+    """Lesions of one type, predicted and true, where the bundle's post-processing lets them lie."""
     truth = case.occupancy[lesion.channel] >= 4
     hosts = [BY_NAME[name].channel for name in lesion.hosts]
-    inside = ndimage.binary_dilation((case.probability[hosts] > UNDECIDED).any(axis=0))
-    probability = np.where(inside, case.probability[lesion.channel], np.float16(0.0))
-    box = bounding_box((probability > UNDECIDED) | truth)
-    if not truth[box].size:
-        return [OperatingPoint(peak, ml, 0, 0, 0) for ml in LESION_VOLUMES_ML for peak in LESION_PEAKS]
-    probability, truth = probability[box].astype(np.float32), truth[box]
-    least = math.ceil(LEAST_LESION_ML / case.voxel_ml)
-    above = (probability > UNDECIDED).view(np.uint8)  # on bool arrays cc3d 4.1 can fail
+    inside = ndimage.binary_dilation((case.logits[hosts] > 0.0).any(axis=0))
+    box = bounding_box(inside | truth)
+    logits = np.where(inside[box], case.logits[lesion.channel][box], np.float16(-FARTHEST)).astype(np.float32)
+    return LesionField(logits, truth[box], case.voxel_ml)
+
+
+def likeliest_scale(filled: Tensor, seen: Tensor) -> float:
+    """The factor of all logits with which voxels are likeliest what they are, from voxels by bin of their logit: filled
+    ones and all, (C,BINS). 1 without any."""
+    logits = (_edges() + FARTHEST / BINS).numpy()
+    full, empty = filled.sum(0).numpy(), (seen - filled).sum(0).numpy()
+    if not (full + empty).any():
+        return 1.0
+
+    def cost(scale: float) -> float:  # cross entropy
+        return float(full @ np.logaddexp(0.0, -scale * logits) + empty @ np.logaddexp(0.0, scale * logits))
+
+    return round(float(minimize_scalar(cost, bounds=_LOGIT_SCALES, method="bounded").x), 2)
+
+
+def best_threshold(filled: Tensor, seen: Tensor, scale: float, bounds: tuple[float, float]) -> float:
+    """The probability within `bounds` where a cut has the best Dice, from voxels of one label by bin, (BINS,).
+
+    Of equally good ones that closest to 0.5. 0.5 where nothing is filled.
+    """
+    if not filled.any():
+        return UNDECIDED
+    above, predicted = (torch.flip(torch.cumsum(torch.flip(counts, [0]), 0), [0]) for counts in (filled, seen))
+    dice = 2.0 * above / (predicted + filled.sum()).clamp(min=1e-9)
+    threshold = torch.sigmoid(scale * _edges())
+    allowed = (threshold >= bounds[0] - 1e-9) & (threshold <= bounds[1] + 1e-9)
+    tie = 1e-9 * (threshold - UNDECIDED).abs()
+    return round(float(threshold[torch.argmax(torch.where(allowed, dice, -1.0) - tie)]), 3)
+
+
+def operating_points(field: LesionField, scale: float, threshold: float) -> list[OperatingPoint]:
+    """Lesions of one case, cut at a probability, at each of `LESION_VOLUMES_ML` and `LESION_PEAKS`."""
+    probability = expit(np.float32(scale) * field.logits)
+    least = math.ceil(LEAST_LESION_ML / field.voxel_ml)
+    above = (probability > threshold).view(np.uint8)  # on bool arrays cc3d 4.1 can fail
     components = cc3d.connected_components(cc3d.dust(above, threshold=least, connectivity=26), connectivity=26)
-    peaks = np.zeros(int(components.max()) + 1)
+    peaks = np.zeros(int(components.max(initial=0)) + 1)
     np.maximum.at(peaks, components[components > 0], probability[components > 0])
-    sizes_ml = np.bincount(components.ravel(), minlength=len(peaks)) * case.voxel_ml
+    sizes_ml = np.bincount(components.ravel(), minlength=len(peaks)) * field.voxel_ml
     points = []
     for ml in LESION_VOLUMES_ML:
         for peak in LESION_PEAKS:
             counts = (peaks > peak) & (sizes_ml >= ml)
-            found = count_detections(counts[components], truth, case.voxel_ml)
+            found = count_detections(counts[components], field.truth, field.voxel_ml)
             points.append(OperatingPoint(peak, ml, found.lesions, found.found, found.false_positives))
     return points
 
@@ -168,7 +214,7 @@ def choose_operating_points(
     """The point of each lesion type that finds most lesions of all types with at most `false_positives` altogether.
 
     Each type in turn moves to the point that gains most lesions per false positive, while the sum allows it. A type
-    without lesions stays at 0.5 and the least volume.
+    without lesions drops none.
     """
     at = {name: _most_careful(curve) for name, curve in points.items() if curve[0].lesions}
     spent = sum(point.false_positives for point in at.values())
@@ -181,8 +227,7 @@ def choose_operating_points(
             and spent + (cost := point.false_positives - now.false_positives) <= false_positives
         ]
         if not moves:
-            undecided = OperatingPoint(UNDECIDED, LEAST_LESION_ML, 0, 0, 0)
-            return dict.fromkeys(points, undecided) | at
+            return dict.fromkeys(points, OperatingPoint(0.0, LEAST_LESION_ML, 0, 0, 0)) | at
         _, cost, name, point = max(moves, key=lambda move: move[:3])
         at[name], spent = point, spent - cost
 
@@ -205,9 +250,14 @@ def _sum_over_cases(cases: list[list[OperatingPoint]]) -> list[OperatingPoint]:
     ]
 
 
-def _count_voxels(case: WholeCase, channel: int, filled: Tensor, seen: Tensor) -> None:
-    """Adds a case's voxels to the histograms; a voxel counts as filled with the share of it that is."""
-    bins = (torch.from_numpy(case.probability[channel]).float().flatten() * BINS).long().clamp(max=BINS - 1)
-    occupancy = torch.from_numpy(case.occupancy[channel]).flatten().double() / 8.0
-    filled[channel] += torch.bincount(bins, occupancy, minlength=BINS)
-    seen[channel] += torch.bincount(bins, minlength=BINS)
+def _edges() -> Tensor:
+    """The lower ends of the bins."""
+    return torch.arange(BINS, dtype=torch.float64) * (2.0 * FARTHEST / BINS) - FARTHEST
+
+
+def _count_voxels(logits: NDArray[np.floating], occupancy: NDArray[np.generic], filled: Tensor, seen: Tensor) -> None:
+    """Adds voxels to the histograms (BINS,) of a label; a voxel counts as filled with the share of it that is."""
+    bins = ((torch.from_numpy(logits).float().flatten() + FARTHEST) * (BINS / (2.0 * FARTHEST))).long()
+    bins = bins.clamp(0, BINS - 1)
+    filled += torch.bincount(bins, torch.from_numpy(occupancy).flatten().double(), minlength=BINS)
+    seen += torch.bincount(bins, minlength=BINS)

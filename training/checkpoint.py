@@ -27,12 +27,14 @@ class Calibration:
     """How probabilities become masks, chosen on cases that were not trained on (`calibrate`).
 
     `thresholds` by label: a mask is where the probability lies above. `lesion_peaks` by lesion type: a lesion counts if
-    its probability lies above that somewhere, and from `lesion_volumes_ml` of its type on.
+    its probability lies above that somewhere, and from `lesion_volumes_ml` of its type on. `logit_scale` is what the
+    logits were multiplied by for that; the weights have it in them.
     """
 
     thresholds: Mapping[str, float] = field(default_factory=dict)
     lesion_peaks: Mapping[str, float] = field(default_factory=dict)
     lesion_volumes_ml: Mapping[str, float] = field(default_factory=dict)
+    logit_scale: float = 1.0
 
     def threshold(self, label: str) -> float:
         """The threshold of a label; 0.5, as in the reference, if none was chosen."""

@@ -48,10 +48,7 @@ def start_from_bundle(model: UniversalModel, bundle: Path, *, logit_scale: float
     named = {name.removeprefix(_GRAPH_PREFIX): value for name, value in weights.items()}
     _fill(model, named, bundle.name)
     _restore_text_branch(model, head, bundle.name)
-    with torch.no_grad():
-        last_layer = [*range(sum(HEAD_SIZES[:2]), sum(HEAD_SIZES[:3])), -1]  # its weights and its bias
-        model.controller.weight[last_layer] *= logit_scale
-        model.controller.bias[last_layer] *= logit_scale
+    model.scale_logits(logit_scale)
 
 
 def open_bundle(bundle: Path, config: ModelConfig, text_embedding: Tensor, text: TextProvenance) -> Checkpoint:

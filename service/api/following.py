@@ -83,7 +83,10 @@ def see(services: Services, caller: Caller, job_id: str) -> Sight:
         job = services.store.get(job_id, tenant=caller.tenant)
         view = view_of(services, job)
     body = view.model_dump_json().encode()
-    digest = hashlib.sha256(view.model_dump_json(exclude={"eta_seconds"}).encode()).hexdigest()[:32]
+    lasting = (
+        body if view.eta_seconds is None else view.model_copy(update={"eta_seconds": None}).model_dump_json().encode()
+    )
+    digest = hashlib.sha256(lasting).hexdigest()[:32]
     return Sight(view, Glimpse(job.revision, view.queue_position), body, digest)
 
 

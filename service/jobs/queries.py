@@ -4,12 +4,14 @@ import builtins
 from collections.abc import Collection, Mapping
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select
 
 from service.errors import JobNotFound
 from service.jobs.connected import MAX_PARAMETERS, RANK, Connected, of_tenant, utc_now
 from service.jobs.job import FilesNeeded, Glimpse, Job, JobStatus, Priority
 from service.jobs.table import JOBS, job_of
+
+_JOB = select(JOBS).where(JOBS.c.id == bindparam("job_id"))  # made once: every poll asks this
 
 
 class JobQueries(Connected):
@@ -21,10 +23,9 @@ class JobQueries(Connected):
         Raises:
             JobNotFound: no job has this id.
         """
-        statement = select(JOBS).where(JOBS.c.id == job_id, *of_tenant(tenant))
         with self._transaction() as connection:
-            row = connection.execute(statement).mappings().one_or_none()
-        if row is None:
+            row = connection.execute(_JOB, {"job_id": job_id}).mappings().one_or_none()
+        if row is None or tenant not in (None, row["tenant"]):
             raise _not_found(job_id)
         return job_of(row)
 

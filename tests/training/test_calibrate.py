@@ -5,83 +5,135 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 
 from tests.support.training import TINY_CONFIG, box_case, tiny_recipe, write_box_store
 from training.calibrate import (
     BINS,
+    FARTHEST,
     LEAST_LESION_ML,
+    LESION_BOUNDS,
     LESION_PEAKS,
     LESION_VOLUMES_ML,
+    ORGAN_BOUNDS,
+    LesionField,
     OperatingPoint,
     WholeCase,
-    best_thresholds,
+    best_threshold,
     calibrate,
     choose_operating_points,
+    lesion_field,
+    likeliest_scale,
     operating_points,
     see_whole_case,
 )
-from training.labels import BY_NAME, LABELS, LESIONS, ORGANS
+from training.labels import BY_NAME, LABELS, LESIONS
 from training.networks.universal import UniversalModel
 from training.text import random_text_embedding
 
+Counts = tuple[torch.Tensor, torch.Tensor]
 
-def counts(**bins: tuple[float, float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Filled and all voxels of one label, by the lower end of the bin in hundredths (`at_30=(filled, all)`)."""
-    filled, seen = torch.zeros(1, BINS, dtype=torch.float64), torch.zeros(1, BINS, dtype=torch.float64)
-    for name, (voxels, total) in bins.items():
-        filled[0, int(name[3:])], seen[0, int(name[3:])] = voxels, total
+
+def bin_of(logit: float) -> int:
+    return int((logit + FARTHEST) / (2 * FARTHEST) * BINS)
+
+
+def counts(*bins: tuple[float, float, float]) -> Counts:
+    """Filled and all voxels of one label, by the logit at the lower end of their bin: (logit, filled, all)."""
+    filled, seen = torch.zeros(BINS, dtype=torch.float64), torch.zeros(BINS, dtype=torch.float64)
+    for logit, voxels, total in bins:
+        filled[bin_of(logit)], seen[bin_of(logit)] = voxels, total
     return filled, seen
 
 
+def cut(voxels: Counts, scale: float = 1.0, bounds: tuple[float, float] = ORGAN_BOUNDS) -> float:
+    return best_threshold(*voxels, scale, bounds)
+
+
+def probability(logit: float) -> float:
+    return round(float(expit(logit)), 3)
+
+
 def test_the_cut_with_the_best_dice() -> None:
-    """At 0.3 are 10 filled voxels and nothing else: a cut at 0.3 finds 20 of 20 with none too many. A cut at 0.2 would
-    take in 100 empty ones, one at 0.5 lose half."""
-    filled, seen = counts(at_10=(0, 900), at_20=(0, 100), at_30=(10, 10), at_90=(10, 10))
-    assert best_thresholds(filled, seen).item() == pytest.approx(0.3)
+    """At -1 are 10 filled voxels and nothing else: a cut at -1 finds 20 of 20 with none too many. A cut at -1.2 would
+    take in 100 empty ones, one at 0 lose half."""
+    voxels = counts((-3.0, 0, 900), (-1.2, 0, 100), (-1.0, 10, 10), (2.0, 10, 10))
+    assert cut(voxels) == probability(-1.0)
+
+
+def test_the_cut_moves_with_the_scale_and_the_voxels_above_it_stay() -> None:
+    voxels = counts((-3.0, 0, 900), (-1.2, 0, 100), (-1.0, 10, 10), (2.0, 10, 10))
+    assert cut(voxels, scale=0.5) == probability(-0.5)
 
 
 def test_of_equal_cuts_the_one_closest_to_a_half() -> None:
-    assert best_thresholds(*counts(at_5=(0, 50), at_95=(20, 20))).item() == pytest.approx(0.5)
+    assert cut(counts((-3.0, 0, 50), (3.0, 20, 20))) == 0.5
 
 
 def test_no_cut_beyond_the_bounds() -> None:
-    assert best_thresholds(*counts(at_10=(50, 50), at_20=(1, 1))).item() == pytest.approx(0.2)
-    assert best_thresholds(*counts(at_79=(0, 500), at_99=(50, 50))).item() == pytest.approx(0.8)
-    assert best_thresholds(*counts(at_85=(0, 500), at_99=(50, 50))).item() == pytest.approx(0.5)
+    shy = counts((-5.0, 50, 50), (-1.3, 1, 1), (-3.8, 1, 1))
+    assert cut(shy) == probability(-1.3), "the last one from 0.2 on that loses nothing"
+    assert cut(shy, bounds=LESION_BOUNDS) == probability(-3.8), "the last one from 0.02 on that loses nothing"
+    bold = counts((2.0, 0, 500), (5.0, 50, 50))
+    assert cut(bold) == 0.5
+    assert cut(counts((1.0, 0, 500), (5.0, 50, 50))) == probability(1.1)
 
 
-def test_a_label_that_no_case_has_has_a_peak_of_a_half() -> None:
-    assert best_thresholds(*counts(at_90=(0, 50))).item() == 0.5
+def test_a_label_that_no_case_has_is_cut_at_a_half() -> None:
+    assert cut(counts((3.0, 0, 50))) == 0.5
+
+
+def test_the_scale_by_hand() -> None:
+    """Of 100 voxels at logit 4.05, the middle of a bin, 90 are filled: the likeliest probability is 0.9, whose logit is
+    2.197, and 2.197 / 4.05 = 0.54. As many the other way round say the same."""
+    filled, seen = counts((4.0, 90, 100))
+    assert likeliest_scale(filled[None], seen[None]) == 0.54
+    below, all_below = counts((-4.1, 10, 100))
+    assert likeliest_scale(torch.stack([filled, below]), torch.stack([seen, all_below])) == 0.54
+    assert likeliest_scale(torch.zeros(1, BINS), torch.zeros(1, BINS)) == 1.0
 
 
 def test_a_whole_case_is_padded_to_windows_and_seen_in_place() -> None:
-    """Bone is the brightest tissue but for metal, so what `OneThird` calls a kidney lies where the kidneys are."""
-    model = OneThird(TINY_CONFIG, random_text_embedding(0)[0])
+    """Bone is the brightest tissue but for metal, so what `Shy` calls a kidney lies where the kidneys are."""
+    model = Shy(TINY_CONFIG, random_text_embedding(0)[0])
     case = see_whole_case(model, box_case(), np.random.default_rng(0), torch.device("cpu"))
-    assert case.probability.shape == case.occupancy.shape == (32, 24, 24, 24)
+    assert case.logits.shape == case.occupancy.shape == (32, 24, 24, 24)
     assert case.voxel_ml == pytest.approx(0.064)
     kidneys = case.occupancy[[BY_NAME["kidney_right"].channel, BY_NAME["kidney_left"].channel]].max(axis=0)
-    assert case.probability[0][kidneys == 8].mean() > 0.3
-    assert case.probability[0][kidneys == 0].mean() < 0.1
+    assert case.logits[0][kidneys == 8].mean() > -2.0
+    assert case.logits[0][kidneys == 0].mean() < -8.0
 
 
 def lesion_case() -> WholeCase:
-    """Liver in the lower half. Tumours: one of 27 voxels at 0.75; false ones of 27 at 0.55 in the liver, of 27 at 0.95
-    outside of it, and a speck of 2 at 0.99 in it. A voxel has 0.064 ml, so 8 voxels make 0.5 ml."""
-    probability = np.zeros((32, 20, 20, 20), np.float16)
-    occupancy = np.zeros(probability.shape, np.uint8)
+    """Liver in the lower half. Tumours: one of 27 voxels at logit 2.2 (probability 0.90, at half the scale 0.75); false
+    ones of 27 at 0.4 (0.55) in the liver, of 27 at 6 outside of it, and a speck of 2 at 9 in it. A voxel has 0.064 ml,
+    so 8 voxels make 0.5 ml."""
+    logits = np.full((32, 20, 20, 20), -9.0, np.float16)
+    occupancy = np.zeros(logits.shape, np.uint8)
     tumor, liver = BY_NAME["liver_tumor"].channel, BY_NAME["liver"].channel
-    probability[liver, :, :, :10] = 0.9
-    probability[tumor, 2:5, 2:5, 2:5] = 0.75
+    logits[liver, :, :, :10] = 2.0
+    logits[tumor, 2:5, 2:5, 2:5] = 2.2
     occupancy[tumor, 2:5, 2:5, 2:5] = 8
-    probability[tumor, 10:13, 10:13, 2:5] = 0.55
-    probability[tumor, 10:13, 10:13, 15:18] = 0.95
-    probability[tumor, 16:18, 3, 3] = 0.99
-    return WholeCase(probability, occupancy, np.ones(32, bool), 0.064)
+    logits[tumor, 10:13, 10:13, 2:5] = 0.4
+    logits[tumor, 10:13, 10:13, 15:18] = 6.0
+    logits[tumor, 16:18, 3, 3] = 9.0
+    return WholeCase(logits, occupancy, np.ones(32, bool), 0.064)
 
 
-def points_of(case: WholeCase) -> dict[tuple[float, float], OperatingPoint]:
-    return {(point.peak, point.volume_ml): point for point in operating_points(case, BY_NAME["liver_tumor"])}
+def field_of(case: WholeCase) -> LesionField:
+    return lesion_field(case, BY_NAME["liver_tumor"])
+
+
+def points_of(case: WholeCase, scale: float = 1.0, threshold: float = 0.5) -> dict[tuple[float, float], OperatingPoint]:
+    points = operating_points(field_of(case), scale, threshold)
+    return {(point.peak, point.volume_ml): point for point in points}
+
+
+def test_a_lesion_lies_in_its_hosts_or_a_voxel_beside_them() -> None:
+    field = field_of(lesion_case())
+    assert field.logits.shape == (20, 20, 11)
+    assert field.truth.sum() == 27
+    assert (field.logits > 0.0).sum() == 27 + 27 + 2, "not the one outside of the liver"
 
 
 def test_lesions_at_each_peak_and_volume_by_hand() -> None:
@@ -90,19 +142,32 @@ def test_lesions_at_each_peak_and_volume_by_hand() -> None:
     assert list(points) == [(peak, ml) for ml in LESION_VOLUMES_ML for peak in LESION_PEAKS]
     assert points[0.5, 0.5] == OperatingPoint(0.5, 0.5, lesions=1, found=1, false_positives=1)
     assert points[0.7, 0.5] == OperatingPoint(0.7, 0.5, lesions=1, found=1, false_positives=0)
-    assert points[0.8, 0.5] == OperatingPoint(0.8, 0.5, lesions=1, found=0, false_positives=0)
+    assert points[0.95, 0.5] == OperatingPoint(0.95, 0.5, lesions=1, found=0, false_positives=0)
     assert points[0.5, 1.5] == OperatingPoint(0.5, 1.5, lesions=1, found=1, false_positives=1)
     assert points[0.5, 2.0] == OperatingPoint(0.5, 2.0, lesions=1, found=0, false_positives=0)
     assert LESION_VOLUMES_ML[0] == LEAST_LESION_ML == 0.5
 
 
-def test_a_lesion_with_a_certain_core_is_found_in_its_whole_extent() -> None:
-    """One voxel at 0.96 among 27 at 0.75: at a peak of 0.95 all of them still count."""
+def test_peaks_are_of_the_scaled_logits() -> None:
+    points = points_of(lesion_case(), scale=0.5)
+    assert points[0.7, 0.5] == OperatingPoint(0.7, 0.5, lesions=1, found=1, false_positives=0)
+    assert points[0.8, 0.5] == OperatingPoint(0.8, 0.5, lesions=1, found=0, false_positives=0)
+
+
+def test_a_lower_threshold_finds_what_is_doubtful() -> None:
     case = lesion_case()
-    case.probability[BY_NAME["liver_tumor"].channel, 3, 3, 3] = 0.96
+    case.logits[BY_NAME["liver_tumor"].channel, 2:5, 2:5, 2:5] = -2.0
+    assert points_of(case)[0.0, 0.5].found == 0
+    assert points_of(case, threshold=0.1)[0.0, 0.5] == OperatingPoint(0.0, 0.5, lesions=1, found=1, false_positives=1)
+
+
+def test_a_lesion_with_a_certain_core_is_found_in_its_whole_extent() -> None:
+    """One voxel at 3.4 (0.968) among 27 at 2.2: at a peak of 0.95 all of them still count."""
+    case = lesion_case()
+    case.logits[BY_NAME["liver_tumor"].channel, 3, 3, 3] = 3.4
     points = points_of(case)
     assert points[0.95, 1.5] == OperatingPoint(0.95, 1.5, lesions=1, found=1, false_positives=0)
-    assert points[0.97, 0.5] == OperatingPoint(0.97, 0.5, lesions=1, found=0, false_positives=0)
+    assert points[0.98, 0.5] == OperatingPoint(0.98, 0.5, lesions=1, found=0, false_positives=0)
 
 
 def curve(*points: tuple[float, int, int], lesions: int = 10) -> list[OperatingPoint]:
@@ -131,28 +196,31 @@ def test_of_equal_points_the_one_that_drops_least() -> None:
     assert choose_operating_points({"a": equal}, 0)["a"] == equal[2]
 
 
-def test_a_lesion_type_that_no_case_has_has_a_peak_of_a_half_and_the_least_volume() -> None:
+def test_of_a_lesion_type_that_no_case_has_none_is_dropped() -> None:
     (chosen,) = choose_operating_points({"a": curve((0.3, 0, 9), (0.9, 0, 0), lesions=0)}, 5).values()
-    assert (chosen.peak, chosen.volume_ml) == (0.5, LEAST_LESION_ML)
+    assert (chosen.peak, chosen.volume_ml) == (0.0, LEAST_LESION_ML)
 
 
-class OneThird(UniversalModel):
-    """Says 0.35 inside both kidneys and next to nothing elsewhere: bone is the brightest tissue but for metal."""
+class Shy(UniversalModel):
+    """Says 0.42 inside both kidneys and next to nothing elsewhere: bone is the brightest tissue but for metal."""
 
     def forward(self, window: torch.Tensor, channels: torch.Tensor | None = None) -> torch.Tensor:
         bright = torch.nn.functional.avg_pool3d(window, 2) > 0.25
-        return torch.where(bright, -0.62, -9.0).repeat(1, len(LABELS), 1, 1, 1)
+        return torch.where(bright, -0.33, -9.0).repeat(1, len(LABELS), 1, 1, 1)
 
 
 def test_calibration_finds_the_cut_of_a_model_that_is_too_shy(tmp_path: Path) -> None:
     recipe = tiny_recipe()
     write_box_store(tmp_path, recipe)
-    model = OneThird(TINY_CONFIG, random_text_embedding(0)[0])
+    model = Shy(TINY_CONFIG, random_text_embedding(0)[0])
+    weights = model.controller.weight.detach().clone()
     calibration = calibrate(model, tmp_path, recipe.training_seeds, torch.device("cpu"))
-    assert calibration.thresholds.keys() == {organ.name for organ in ORGANS}
-    assert calibration.lesion_peaks.keys() == {lesion.name for lesion in LESIONS}
-    assert 0.2 <= calibration.thresholds["kidney_right"] <= 0.35
+    scale = calibration.logit_scale
+    assert torch.allclose(model.controller.weight[[128, 135, 152]], weights[[128, 135, 152]] * scale)
+    assert torch.equal(model.controller.weight[136:152], weights[136:152])
+    assert calibration.thresholds.keys() == {label.name for label in LABELS}
+    assert 0.2 <= calibration.thresholds["kidney_right"] <= expit(-0.33 * scale)
     assert calibration.thresholds["liver"] == 0.5
-    assert calibration.lesion_volumes_ml == {
-        lesion.name: LEAST_LESION_ML for lesion in LESIONS if lesion.name != "kidney_tumor"
-    } | {"kidney_tumor": calibration.lesion_volumes_ml["kidney_tumor"]}
+    assert calibration.lesion_volumes_ml.keys() == {lesion.name for lesion in LESIONS}
+    assert all(peak > calibration.thresholds[name] for name, peak in calibration.lesion_peaks.items())
+    assert {name for name, ml in calibration.lesion_volumes_ml.items() if ml > LEAST_LESION_ML} <= {"kidney_tumor"}

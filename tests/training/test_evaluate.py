@@ -119,7 +119,7 @@ def test_table() -> None:
     scores.dice["liver_tumor"] += [0.5]
     scores.detections["liver_tumor"] += [Detections(3, 1, 2), Detections(1, 1, 1)]
     lines = to_markdown(scores).splitlines()
-    assert lines[0].startswith("2 phantom scans of seeds 2000000 to 2000001, never trained on")
+    assert lines[0].startswith(f"2 phantom scans of seeds {FIRST_TEST_SEED} to {FIRST_TEST_SEED + 1}, never trained on")
     assert "- mean organ Dice: **0.750**" in lines
     assert "- lesion sensitivity: **0.50**" in lines
     assert "- false-positive lesions per scan: **1.50**" in lines

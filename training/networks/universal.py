@@ -118,6 +118,13 @@ class UniversalModel(nn.Module):
             params = params[:, channels]
         return apply_heads(features, params)
 
+    @torch.no_grad()
+    def scale_logits(self, factor: float) -> None:
+        """Multiplies all logits, by way of the generated heads' last layer."""
+        last_layer = [*range(sum(HEAD_SIZES[:2]), sum(HEAD_SIZES[:3])), -1]  # its weights and its bias
+        self.controller.weight[last_layer] *= factor
+        self.controller.bias[last_layer] *= factor
+
     def reset_heads(self) -> None:
         """Initial heads fit for training from scratch.
 
