@@ -43,6 +43,7 @@ class Output(StrEnum):
     PDF = "pdf"  #: report.pdf
     SEG = "seg"  #: DICOM Segmentation objects
     SR = "sr"  #: a DICOM measurement report; it refers to the segments and brings `seg` with it
+    SCAN = "scan"  #: ct.nii.gz: the scan itself in HU, on its own grid
     RTSTRUCT = "rtstruct"  #: a DICOM RT Structure Set
     ENCAPSULATED_PDF = "encapsulated_pdf"  #: report.pdf as a DICOM object
 
@@ -50,7 +51,7 @@ class Output(StrEnum):
 DICOM_OUTPUTS = frozenset({Output.SEG, Output.SR, Output.RTSTRUCT, Output.ENCAPSULATED_PDF})
 """Those that need DICOM input: they join its study."""
 
-ON_DEMAND_OUTPUTS = (Output.RTSTRUCT, Output.ENCAPSULATED_PDF)
+ON_DEMAND_OUTPUTS = (Output.SCAN, Output.RTSTRUCT, Output.ENCAPSULATED_PDF)
 """Those that are written for callers who ask for them by name only."""
 
 DEFAULT_OUTPUTS = frozenset(Output) - frozenset(ON_DEMAND_OUTPUTS)

@@ -63,7 +63,7 @@ UPLOAD_FORM: dict[str, Any] = {
                         "type": "string",
                         "description": "Files to write beside findings.json, comma separated or in repeated fields: "
                         + ", ".join(f"`{output.value}`" for output in Output)
-                        + ". All but `rtstruct` and `encapsulated_pdf` otherwise. `seg`, `sr`, `rtstruct` and "
+                        + ". All but `scan`, `rtstruct` and `encapsulated_pdf` otherwise. `seg`, `sr`, `rtstruct` and "
                         "`encapsulated_pdf` are DICOM objects and need DICOM input: asked for by name with a NIfTI, "
                         "they fail the job with `output-not-possible`.",
                         "example": "seg,sr,rtstruct",

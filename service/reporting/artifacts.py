@@ -1,6 +1,7 @@
 """The files of a result.
 
     segmentation.nii.gz     label map on the source grid, value = label index, names and colours in its header
+    ct.nii.gz               the scan itself, if it is asked for
     masks/<label>.nii.gz    one binary mask per requested label; an empty one says "looked for, not found"
     findings.json           all measurements
     findings.csv            the same organs and lesions as rows
@@ -41,11 +42,13 @@ from service.reporting.preview import FOLDER as PREVIEW_FOLDER
 from service.reporting.preview import LABELS as PREVIEW_LABELS
 from service.reporting.preview import write_preview_ct, write_preview_labels
 from service.reporting.regions import Region, label_regions
+from service.reporting.scan import write_scan
 from service.reporting.schema import Artifact, Findings
 from service.reporting.table import write_table
 from service.request import Output
 
 SEGMENTATION: Final = "segmentation.nii.gz"
+SCAN: Final = "ct.nii.gz"
 FINDINGS: Final = "findings.json"
 TABLE: Final = "findings.csv"
 MASKS: Final = "masks"
@@ -127,6 +130,8 @@ def _tasks(out_dir: Path, volume: Volume, masks: Masks, findings: Findings, plan
     if Output.LABEL_MAP in plan.wanted:
         path = out_dir / SEGMENTATION
         tasks.insert(0, ((SEGMENTATION,), lambda: _write_label_map(path, masks, regions, findings)))
+    if Output.SCAN in plan.wanted:
+        tasks.append(((SCAN,), lambda: write_scan(out_dir / SCAN, volume.geometry, volume.hu, "CT, HU")))
     tasks += picture_tasks(out_dir, volume, masks, findings, plan)
     if Output.PREVIEW in plan.wanted:
         (out_dir / PREVIEW_FOLDER).mkdir(exist_ok=True)

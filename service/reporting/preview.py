@@ -19,15 +19,13 @@ from service.imaging.volume import Volume
 from service.inference.masks import Masks
 from service.reporting.nifti import label_map_slabs, nifti_header, write_nifti
 from service.reporting.regions import Region
+from service.reporting.scan import write_scan
 
 FOLDER: Final = "preview"
 CT: Final = f"{FOLDER}/ct.nii.gz"
 LABELS: Final = f"{FOLDER}/labels.nii.gz"
 MAX_SIZE: Final = 256
 """Most voxels along an axis."""
-
-_SLICES_PER_SLAB: Final = 16
-_INT16 = np.iinfo(np.int16)
 
 
 def preview_steps(shape: Shape) -> Shape:
@@ -44,11 +42,9 @@ def preview_geometry(geometry: Geometry) -> Geometry:
 
 
 def write_preview_ct(path: Path, volume: Volume) -> None:
-    """Write the scan; what lies outside int16 is set to its end."""
+    """Write the scan."""
     i, j, k = preview_steps(volume.geometry.shape)
-    kept = volume.hu[::i, ::j, ::k]
-    header = nifti_header(preview_geometry(volume.geometry), np.int16, description="CT preview, HU")
-    write_nifti(path, header, _int16_slabs(kept))
+    write_scan(path, preview_geometry(volume.geometry), volume.hu[::i, ::j, ::k], "CT preview, HU")
 
 
 def write_preview_labels(path: Path, masks: Masks, order: Sequence[Region], dtype: DTypeLike) -> None:
@@ -56,12 +52,6 @@ def write_preview_labels(path: Path, masks: Masks, order: Sequence[Region], dtyp
     header = nifti_header(preview_geometry(masks.geometry), dtype, description="label map preview", labels=masks.labels)
     slabs = label_map_slabs(masks.geometry, order, dtype)
     write_nifti(path, header, _every_nth(slabs, preview_steps(masks.geometry.shape)))
-
-
-def _int16_slabs(hu: NDArray[np.int16] | NDArray[np.float32]) -> Iterator[NDArray[np.generic]]:
-    for first in range(0, hu.shape[2], _SLICES_PER_SLAB):
-        slab = hu[..., first : first + _SLICES_PER_SLAB]
-        yield slab if slab.dtype == np.int16 else np.rint(np.clip(slab, _INT16.min, _INT16.max)).astype(np.int16)
 
 
 def _every_nth(slabs: Iterable[NDArray[np.generic]], steps: Shape) -> Iterator[NDArray[np.generic]]:

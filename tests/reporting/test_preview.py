@@ -1,4 +1,4 @@
-"""The preview: every n-th voxel of the scan and of the label map, in its place."""
+"""The scan as a file: whole, and every n-th voxel of it and of the label map as the preview."""
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +13,7 @@ from tests.support.reporting import PROVENANCE, box_mask, scan
 
 SHAPE = (300, 40, 530)
 AFFINE = np.array([[0.0, 0.7, 0.0, -9.0], [-0.8, 0.0, 0.0, 5.0], [0.0, 0.0, 1.5, 40.0], [0.0, 0.0, 0.0, 1.0]])
-PLAN = OutputPlan(frozenset({Output.LABEL_MAP, Output.PREVIEW}))
+PLAN = OutputPlan(frozenset({Output.LABEL_MAP, Output.PREVIEW, Output.SCAN}))
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,14 @@ def test_its_voxels_are_voxels_of_the_source_in_their_place(result):
         preview.affine @ (140, 30, 100, 1), (*volume.geometry.to_ras_mm((280, 30, 300)), 1), atol=1e-4
     )
     np.testing.assert_allclose(preview.affine, preview_geometry(volume.geometry).affine, rtol=1e-6)
+
+
+def test_the_whole_scan_lies_on_the_grid_of_the_label_map(result):
+    folder, volume = result
+    whole, label_map = nib.load(folder / "ct.nii.gz"), nib.load(folder / "segmentation.nii.gz")
+    assert whole.get_data_dtype() == np.int16
+    np.testing.assert_array_equal(np.asarray(whole.dataobj), volume.hu)
+    np.testing.assert_array_equal(whole.affine, label_map.affine)
 
 
 def test_its_labels_are_those_of_the_label_map(result):

@@ -158,6 +158,24 @@ def test_without_a_preview_the_overview_is_shown(page, api, worker, result, tmp_
     assert overview.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 
 
+def test_the_full_resolution_is_shown_on_request(page, api, worker, tmp_path):
+    whole = write_result(tmp_path / "result", outputs=(*DEFAULT_OUTPUTS, Output.SCAN))
+    show_result(page, api, worker, whole)
+    assert page.get_by_role("button", name="Preview", exact=True).get_attribute("aria-pressed") == "true"
+    full = page.get_by_role("button", name=re.compile(r"Full, \d+ kB"))
+    with page.expect_response("**/artifacts/ct.nii.gz"), page.expect_response("**/artifacts/segmentation.nii.gz"):
+        full.click()
+    page.locator(".frame:not([aria-busy]) canvas").wait_for()
+    page.locator("#place", has_text="HU").wait_for()
+    assert full.get_attribute("aria-pressed") == "true"
+    assert share_of_hue(picture(page.locator("canvas")), COLORS["liver"]) > 0.001
+
+
+def test_without_the_scan_there_is_no_choice_of_resolution(page, api, worker, result):
+    show_result(page, api, worker, result)
+    assert page.get_by_role("button", name="Preview", exact=True).count() == 0
+
+
 def test_a_click_on_a_lesion_goes_there_in_every_plane(page, api, worker, result):
     show_result(page, api, worker, result)
     for number, lesion in enumerate(result.findings.lesions, start=1):

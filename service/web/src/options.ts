@@ -16,6 +16,7 @@ const OUTPUTS: Record<string, [title: string, byDefault: boolean]> = {
   pdf: ["Report (PDF)", true],
   seg: ["DICOM SEG", true],
   sr: ["DICOM SR", true],
+  scan: ["Scan (NIfTI), for full resolution on this page", false],
   rtstruct: ["DICOM RT Structure Set", false],
   encapsulated_pdf: ["Report as DICOM (Encapsulated PDF)", false],
 };

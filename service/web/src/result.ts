@@ -5,8 +5,9 @@ import { button, element } from "./dom";
 import { gunzip, type Label, labelsOf } from "./labels";
 import type { Layout, Place, Viewer } from "./viewer";
 
-const CT = "preview/ct.nii.gz";
-const LABELS = "preview/labels.nii.gz";
+// Scan and label map, on the preview's grid and on their own.
+const PREVIEW = ["preview/ct.nii.gz", "preview/labels.nii.gz"];
+const FULL = ["ct.nii.gz", "segmentation.nii.gz"];
 const OVERVIEW = "overview.png";
 const SEVERITY = ["severe", "warning", "info"];
 
@@ -85,6 +86,10 @@ function folded(summary: string, lines: HTMLElement[]): HTMLElement | null {
 
 // The volumes
 
+function named(artifacts: Artifact[], names: string[]): (Artifact | undefined)[] {
+  return names.map((name) => artifacts.find((artifact) => artifact.name === name));
+}
+
 class Volumes implements Shown {
   readonly stage = element("section", { className: "stage", ariaLabel: "Images" });
   readonly panel = element("section", { className: "legend", ariaLabel: "Labels" });
@@ -98,10 +103,11 @@ class Volumes implements Shown {
 
   constructor(private readonly findings: Findings) {}
 
-  async load(artifacts: Artifact[]): Promise<void> {
-    const ct = artifacts.find((artifact) => artifact.name === CT);
-    const map = artifacts.find((artifact) => artifact.name === LABELS);
+  async load(artifacts: Artifact[], names = PREVIEW): Promise<void> {
+    const [ct, map] = named(artifacts, names);
     if (!ct || !map) return this.showOverview(artifacts, "This job wrote no preview.");
+    this.viewer?.close();
+    this.viewer = null;
     const canvas = element("canvas", { tabIndex: 0 });
     canvas.setAttribute("role", "img");
     canvas.setAttribute(
@@ -110,7 +116,7 @@ class Volumes implements Shown {
     );
     const frame = element("div", { className: "frame" }, canvas);
     frame.setAttribute("aria-busy", "true");
-    this.stage.replaceChildren(frame, this.place, this.tools());
+    this.stage.replaceChildren(frame, this.place, this.tools(artifacts, names));
     try {
       const [scan, labelMap, { Viewer: viewers }] = await Promise.all([volume(ct), volume(map), import("./viewer")]);
       if (this.closed) return;
@@ -149,7 +155,7 @@ class Volumes implements Shown {
     this.stage.append(image);
   }
 
-  private tools(): HTMLElement {
+  private tools(artifacts: Artifact[], shown: string[]): HTMLElement {
     const choose = (level: number, width: number) => {
       this.showWindow(level, width);
       this.viewer?.setWindow(level, width);
@@ -175,6 +181,7 @@ class Volumes implements Shown {
       "div",
       { className: "tools" },
       group("View", ...this.layouts.values()),
+      this.resolutions(artifacts, shown),
       group("Window", ...WINDOWS.map(([name, level, width]) => button(name, () => choose(level, width)))),
       this.level.label,
       this.width.label,
@@ -182,6 +189,22 @@ class Volumes implements Shown {
       element("p", {
         className: "quiet",
         textContent: "Click to move the crosshair, drag with the right button to change the window.",
+      }),
+    );
+  }
+
+  /** The choice between the preview and the files on the scan's own grid, where the job wrote those. */
+  private resolutions(artifacts: Artifact[], shown: string[]): HTMLElement | null {
+    const choices = [PREVIEW, FULL].map((names) => ({ names, files: named(artifacts, names) }));
+    if (choices.some(({ files }) => files.includes(undefined))) return null;
+    return group(
+      "Resolution",
+      ...choices.map(({ names, files }) => {
+        const one = button(names === PREVIEW ? "Preview" : `Full, ${size((files as Artifact[]).reduce((sum, file) => sum + file.bytes, 0))}`, () => {
+          if (names !== shown) void this.load(artifacts, names);
+        });
+        one.ariaPressed = String(names === shown);
+        return one;
       }),
     );
   }
