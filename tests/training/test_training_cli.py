@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
@@ -16,7 +17,7 @@ from tests.support.clip_folder import write_clip_folder
 from tests.support.training import box_case, tiny_model, tiny_recipe, write_box_store
 from training import cli
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.labels import LABELS, ORGANS
+from training.labels import LABELS
 from training.recipe import FIRST_CALIBRATION_SEED, RECIPES
 from training.store import write_case
 from training.text import random_text_embedding, read_text_embedding
@@ -72,7 +73,7 @@ def test_train_from_a_recipe_file(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "run" / "model.pt").training["steps"] == 1
 
 
-def test_calibrate_leaves_the_weights_alone(tmp_path: Path) -> None:
+def test_calibrate_scales_the_logits_and_leaves_the_rest_alone(tmp_path: Path) -> None:
     trained, out, store = tmp_path / "model.pt", tmp_path / "calibrated.pt", tmp_path / "store"
     store.mkdir()
     write_case(store, FIRST_CALIBRATION_SEED, box_case(), source={})
@@ -82,10 +83,15 @@ def test_calibrate_leaves_the_weights_alone(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     before, after = load_checkpoint(trained), load_checkpoint(out)
     weights = after.model.state_dict()
-    assert all(weights[name].equal(value) for name, value in before.model.state_dict().items())
+    changed = {name for name, value in before.model.state_dict().items() if not weights[name].equal(value)}
+    assert changed <= {"controller.weight", "controller.bias"}
+    window = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = before.model(window) * after.calibration.logit_scale
+        assert torch.allclose(after.model(window), expected, rtol=1e-4, atol=1e-5)
     assert after.training == {"recipe": "tiny"}
     assert before.calibration.thresholds == {}
-    assert after.calibration.thresholds.keys() == {organ.name for organ in ORGANS}
+    assert after.calibration.thresholds.keys() == {label.name for label in LABELS}
 
 
 def test_missing_recipe_is_one_line_and_exit_code_2() -> None:
