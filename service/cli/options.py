@@ -35,7 +35,7 @@ OutputsOption = Annotated[
     str | None,
     typer.Option(
         help=f"Files to write beside findings.json, comma separated: {', '.join(Output)}; all but "
-        f"{' and '.join(ON_DEMAND_OUTPUTS)} otherwise.",
+        f"{', '.join(ON_DEMAND_OUTPUTS)} otherwise.",
         metavar="A,B",
     ),
 ]

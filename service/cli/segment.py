@@ -44,7 +44,7 @@ def segment(
         VisceraError: the bundle, a target, the engine or the precision was refused, before any study is read.
     """
     # Whether the name is one of an engine is for the settings to check.
-    settings = Settings() if engine is None else Settings(engine=engine)  # type: ignore[arg-type]
+    settings = Settings() if engine is None else Settings(engine=engine)  # type: ignore[arg-type]  # pydantic checks it
     path = _bundle_path(Catalog.from_settings(settings), bundle)
     model = load_bundle(
         path,

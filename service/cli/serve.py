@@ -42,7 +42,7 @@ def serve(*, host: str | None, port: int | None, data_dir: Path | None, api_only
     """
     chosen = {"host": host, "port": port, "data_dir": data_dir}
     # A mixed dict: the settings check each value.
-    settings = Settings(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
+    settings = Settings(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]  # pydantic checks them
     configure_logging(as_json=settings.log_json, level=settings.log_level)
     try:
         listening = _listen(settings.host, settings.port)

@@ -99,7 +99,6 @@ class Volumes implements Shown {
   private readonly layouts = new Map(LAYOUTS.map(([name, layout]) => [layout, button(name)]));
   private viewer: Viewer | null = null;
   private labels: Label[] = [];
-  private closed = false;
 
   constructor(private readonly findings: Findings) {}
 
@@ -119,23 +118,25 @@ class Volumes implements Shown {
     this.stage.replaceChildren(frame, this.place, this.tools(artifacts, names));
     try {
       const [scan, labelMap, { Viewer: viewers }] = await Promise.all([volume(ct), volume(map), import("./viewer")]);
-      if (this.closed) return;
+      if (!frame.isConnected) return; // something else is shown by now
       this.labels = labelsOf(labelMap);
       this.showLegend();
-      this.viewer = await viewers.open(canvas, scan, labelMap, this.labels, {
+      const viewer = await viewers.open(canvas, scan, labelMap, this.labels, {
         moved: (place) => this.showPlace(place),
         windowed: (level, width) => this.showWindow(level, width),
       });
-      if (this.closed) this.viewer.close();
-      this.showLayout(this.viewer.startingLayout);
+      if (!frame.isConnected) return viewer.close();
+      this.viewer = viewer;
+      this.showLayout(viewer.startingLayout);
       frame.removeAttribute("aria-busy");
     } catch (error) {
+      if (!frame.isConnected) return;
       await this.showOverview(artifacts, `The volumes cannot be shown: ${(error as Error).message}`);
     }
   }
 
   close(): void {
-    this.closed = true;
+    this.stage.remove();
     this.viewer?.close();
   }
 
@@ -200,7 +201,8 @@ class Volumes implements Shown {
     return group(
       "Resolution",
       ...choices.map(({ names, files }) => {
-        const one = button(names === PREVIEW ? "Preview" : `Full, ${size((files as Artifact[]).reduce((sum, file) => sum + file.bytes, 0))}`, () => {
+        const bytes = (files as Artifact[]).reduce((sum, file) => sum + file.bytes, 0);
+        const one = button(names === PREVIEW ? "Preview" : `Full, ${size(bytes)}`, () => {
           if (names !== shown) void this.load(artifacts, names);
         });
         one.ariaPressed = String(names === shown);
