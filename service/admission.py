@@ -7,6 +7,7 @@ The leaner way: the scan waits in a file of the job's folder, mapped into memory
 being read, and files are written one after another. Masks and numbers are the same.
 """
 
+import time
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -17,6 +18,8 @@ from service.imaging.volume import Notice, Volume
 from service.inference.grid import whole_grid
 from service.inference.manifest import Manifest
 from service.inference.spool import IN_MEMORY_BYTES
+from service.neighbours import NO_NEIGHBOURS, Neighbours
+from service.progress import Progress, Stage, no_progress
 from service.reporting.outputs import NO_DICOM, OutputPlan
 from service.request import Output, SegType
 
@@ -38,24 +41,46 @@ _BLOCK_ROWS = 32
 # What does not grow with the scan: buffers of engine and decoders, the picture, what numpy and torch allocate once.
 _FIXED_BYTES = 200 * 1024**2
 
+_LOOK_SECONDS = 0.1
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def admit(geometry: Geometry, manifest: Manifest, labels: int, outputs: OutputPlan = NO_DICOM) -> bool:
+def admit(
+    geometry: Geometry,
+    manifest: Manifest,
+    labels: int,
+    outputs: OutputPlan = NO_DICOM,
+    neighbours: Neighbours = NO_NEIGHBOURS,
+    progress: Progress = no_progress,
+) -> bool:
     """Whether a job on a scan of this geometry, with so many labels predicted, has to run in the leaner way.
 
-    False where all fits into what is free now, and on a machine that does not tell what is. Raises InsufficientMemory
-    when it does not fit either way.
+    False where all fits into what is free now, and on a machine that does not tell what is. What is promised to
+    neighbours is not free; a job that would fit without them waits for them, and `progress` may end that by raising.
+    Raises InsufficientMemory when it does not fit either way.
     """
-    free = available_bytes()
-    if free is None or predicted_bytes(geometry, manifest, labels, outputs) <= free:
-        return False
+    full = predicted_bytes(geometry, manifest, labels, outputs)
     needed = predicted_bytes(geometry, manifest, labels, outputs, lean=True)
-    if needed <= free:
-        return True
+    while (free := available_bytes()) is not None:
+        with neighbours.accounts() as accounts:
+            free -= accounts.owed_bytes
+            if full <= free:
+                accounts.promise(full)
+                return False
+            if accounts.alone:
+                if needed > free:
+                    raise _too_large(geometry, labels, needed, free)
+                accounts.promise(needed)
+                return True
+        progress(Stage.WAITING, 0.0)
+        time.sleep(_LOOK_SECONDS)
+    return False
+
+
+def _too_large(geometry: Geometry, labels: int, needed: int, free: int) -> InsufficientMemory:
     i, j, k = geometry.shape
-    raise InsufficientMemory(
+    return InsufficientMemory(
         f"The scan ({i} x {j} x {k} voxels, {labels} labels) needs about {needed / 1e9:.1f} GB of memory and the "
         f"worker has {free / 1e9:.1f} GB free. Send fewer slices or ask for fewer targets, or give the worker more."
     )

@@ -16,6 +16,7 @@ from service.inference.model import Model
 from service.inference.prediction import predict
 from service.inference.preprocessing import preprocess
 from service.inference.restoration import restore_masks
+from service.neighbours import NO_NEIGHBOURS, Neighbours
 from service.progress import Progress, Stage, no_progress
 from service.reporting.artifacts import write_artifacts
 from service.reporting.findings import measure
@@ -32,10 +33,12 @@ def segment_study(
     request: SegmentationRequest,
     progress: Progress = no_progress,
     limits: ReadLimits | None = None,
+    neighbours: Neighbours = NO_NEIGHBOURS,
 ) -> Findings:
     """The findings of the CT in `upload`; every artifact lies in `out_dir` when this returns.
 
-    `limits` bound what reading may cost; None: the reader's own bounds.
+    `limits` bound what reading may cost; None: the reader's own bounds. While the network runs the `neighbours`, jobs
+    of the same worker, read and write.
 
     Raises VisceraError when the upload, a requested label or the engine is refused, and whatever `progress` raises
     (JobCanceled); what `out_dir` holds then is unfinished and the caller's to remove.
@@ -50,14 +53,17 @@ def segment_study(
         study = read_study(upload, Path(scratch), limits)
         series = select_ct_series(study, request.series)
         outputs = plan_outputs(request, series)
-        lean = admit(series.geometry, manifest, len(predictor.labels), outputs)
+        lean = admit(series.geometry, manifest, len(predictor.labels), outputs, neighbours, watch)
         volume = outputs.noted_on(read_volume(series, partial(watch, Stage.READING)))
         if lean:
             volume = leaner(volume, out_dir)
 
     watch(Stage.PREPROCESSING, 0.0)
     windows = manifest.sliding_window.with_overlap(request.window_overlap)
-    prediction = predict(preprocess(volume, manifest.preprocessing), model, predictor, windows, watch, out_dir)
+    network_input = preprocess(volume, manifest.preprocessing)
+    with neighbours.network(watch):
+        prediction = predict(network_input, model, predictor, windows, watch, out_dir)
+    del network_input  # on a fine grid it is larger than the scan
     engine, notices = prediction.engine, prediction.notices
     masks = restore_masks(
         prediction.logits,

@@ -5,11 +5,12 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """The stages of a job, in the order in which they are walked."""
+    """The stages of a job, in the order in which they are walked; waiting can come earlier, too."""
 
     FETCHING = "fetching"  #: a study by reference comes from its PACS
     READING = "reading"  #: the upload becomes a volume in HU
     PREPROCESSING = "preprocessing"  #: the volume goes onto the model grid
+    WAITING = "waiting"  #: another job of the worker has the network, or the memory
     INFERENCE = "inference"  #: windows go through the network
     POSTPROCESSING = "postprocessing"  #: logits become masks on the source grid
     MEASURING = "measuring"  #: masks become findings
@@ -24,6 +25,7 @@ _WEIGHTS: dict[Stage, float] = {  # shares of the wall clock on two CPU cores, i
     Stage.FETCHING: 2.0,
     Stage.READING: 3.0,
     Stage.PREPROCESSING: 5.0,
+    Stage.WAITING: 0.0,
     Stage.INFERENCE: 60.0,
     Stage.POSTPROCESSING: 15.0,
     Stage.MEASURING: 7.0,
@@ -38,6 +40,8 @@ def no_progress(stage: Stage, fraction: float) -> None:
 
 def stage_fraction(stage: Stage, percent: float) -> float:
     """The fraction (0 to 1) of `stage` that is done when the whole job is at `percent`; undoes `overall_percent`."""
+    if not _WEIGHTS[stage]:
+        return 0.0
     done = (percent - overall_percent(stage, 0.0)) / _WEIGHTS[stage]
     return min(max(done, 0.0), 1.0)
 

@@ -14,6 +14,7 @@ from service.catalog import Catalog, CatalogEntry
 from service.imaging.limits import ReadLimits
 from service.inference.model import Model, load_bundle
 from service.jobs.job import Notice
+from service.neighbours import neighbours
 from service.pipeline import segment_study
 from service.progress import Progress
 from service.request import SegmentationRequest
@@ -27,6 +28,7 @@ class WarmSegmenter:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._neighbours = neighbours()
         self._limits = ReadLimits(
             max_expanded_bytes=settings.max_expanded_bytes,
             max_expansion_ratio=settings.max_expansion_ratio,
@@ -53,20 +55,24 @@ class WarmSegmenter:
             VisceraError: the upload or the bundle was refused; JobCanceled comes through from `progress`.
         """
         opened = self._model(self._catalog.find(model))
-        findings = segment_study(upload, out_dir, opened, request, progress, self._limits)
+        try:
+            findings = segment_study(upload, out_dir, opened, request, progress, self._limits, self._neighbours)
+        finally:
+            self._neighbours.settle()
         return [warning.model_dump(mode="json") for warning in findings.warnings]
 
     def _model(self, entry: CatalogEntry) -> Model:
         with self._loading:
             if self._loaded is None or self._loaded[0] != entry:
                 self._loaded = None  # two models need not fit in memory
-                model = load_bundle(
-                    entry.path,
-                    engine=self._settings.engine,
-                    precision=self._settings.precision,
-                    threads=self._settings.threads,
-                    engine_cache=self._settings.engine_cache_dir,
-                )
+                with self._neighbours.loading():
+                    model = load_bundle(
+                        entry.path,
+                        engine=self._settings.engine,
+                        precision=self._settings.precision,
+                        threads=self._settings.threads,
+                        engine_cache=self._settings.engine_cache_dir,
+                    )
                 self._loaded = (entry, model)
                 log.info("model.ready", model=entry.id, sha256=entry.sha256)
             return self._loaded[1]

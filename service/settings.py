@@ -80,6 +80,14 @@ class Settings(BaseSettings):
         default=None, ge=1, description="CPU threads of the inference engine; unset: all cores of the machine."
     )
 
+    jobs_at_once: int = Field(
+        default=2,
+        ge=1,
+        le=16,
+        description="Jobs that one worker works on at a time, each in a process of its own with the model open: while "
+        "one has the network, the others read and write.",
+    )
+
     # Uploads
     max_upload_bytes: int = Field(default=2 * 1024**3, ge=1, description="Largest upload accepted, in bytes.")
     max_upload_files: int = Field(default=5000, ge=1, description="Most files accepted in one upload.")

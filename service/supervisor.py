@@ -91,12 +91,14 @@ class EmbeddedWorker:
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
 
     def _hand_back(self) -> None:
-        """Requeue what the stopped worker held, without counting the attempt."""
+        """Requeue what the stopped worker held, without counting the attempt, and forget its processes."""
         try:
             store = JobStore(self._settings.database_url)
             dead = {owner for owner in store.owners() if is_dead(owner)}
             if handed_back := store.hand_back(dead):
                 log.info("job.handed_back", job_ids=handed_back)
+            for owner in dead:
+                store.forget_worker(owner)
             store.close()
         except StorageUnavailable:
             log.warning("job.not_handed_back")  # the lease runs out

@@ -1,22 +1,27 @@
-"""A worker: a Celery prefork parent with one child, which runs one job at a time. `python -m service.worker`.
+"""A worker: a Celery prefork parent with a few children that run a job at a time. `python -m service.worker`.
 
-For more jobs at once start more workers, one for each GPU or share of the cores.
+The children share one GPU or one share of the cores, and take turns at the network (`service.neighbours`); for more of
+either start more workers.
 """
 
 import argparse
 import os
 import socket
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import structlog
 from celery.signals import setup_logging
 
 from service.jobs.queue import make_celery
+from service.neighbours import share
+from service.parent_watch import die_with_process
 from service.settings import Settings
 from service.supervisor import EmbeddedWorker
 from service.telemetry import configure_logging
-from service.worker_process import die_with_process
 
 log = structlog.get_logger(__name__)
 
@@ -28,19 +33,35 @@ def run_worker(settings: Settings) -> int:
     """
     configure_logging(as_json=settings.log_json, level=settings.log_level)
     setup_logging.connect(_keep_our_logging)
+    share(settings.jobs_at_once)
     app = make_celery(settings)
     app.set_current()
     app.set_default()
-    worker = app.Worker(
-        hostname=f"viscera-{os.getpid()}@{socket.gethostname()}",
-        quiet=True,
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-    )
-    log.info("worker.starting", pid=os.getpid())
-    worker.start()
+    with _served_metrics(settings):
+        worker = app.Worker(
+            hostname=f"viscera-{os.getpid()}@{socket.gethostname()}",
+            quiet=True,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+        )
+        log.info("worker.starting", pid=os.getpid())
+        worker.start()
     return int(worker.exitcode or 0)
+
+
+@contextmanager
+def _served_metrics(settings: Settings) -> Iterator[None]:
+    """Prometheus is answered in the block, where the settings want that."""
+    if settings.worker_metrics_port is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="viscera-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when service.metrics is imported, as the tasks do
+        from service.metrics import serve_metrics
+
+        serve_metrics(settings.worker_metrics_host, settings.worker_metrics_port, Path(folder))
+        yield
 
 
 def start_embedded_worker(settings: Settings) -> EmbeddedWorker:

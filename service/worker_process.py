@@ -10,18 +10,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, cast
 
 import structlog
-from billiard.util import set_pdeathsig  # type: ignore[import-untyped]  # billiard has no types
 from celery.signals import worker_process_init, worker_process_shutdown
 
 from service.errors import InternalError, StorageUnavailable, VisceraError
 from service.jobs.job import WorkerState
 from service.jobs.owner import current_owner
 from service.jobs.store import JobStore
-from service.metrics import serve_metrics
+from service.metrics import tell_gpu_memory
+from service.parent_watch import die_with_process
 from service.settings import Settings
 from service.storage import open_storage
 from service.tasks import Segmenter, WorkContext, install_context
@@ -29,7 +28,6 @@ from service.tracing import open_tracing
 from service.waiting import once_available
 
 _BEAT_SECONDS = 5.0
-_PARENT_WATCH_SECONDS = 0.5
 _FAILED_START_SECONDS = 5.0
 _STORAGE_PAUSES = (5.0, 15.0, 45.0)
 
@@ -42,6 +40,7 @@ class WarmProcess:
     def __init__(self, context: WorkContext) -> None:
         self._context = context
         self._ended = threading.Event()
+        self._reporting = threading.Lock()
         self._thread = threading.Thread(target=self._live, name="warm-process", daemon=True)
 
     def start(self) -> None:
@@ -51,10 +50,11 @@ class WarmProcess:
     def stop(self) -> None:
         """Say goodbye to the job table."""
         self._ended.set()
-        try:
-            self._context.store.forget_worker(self._context.owner)
-        except StorageUnavailable:
-            log.warning("worker.not_forgotten")
+        with self._reporting:  # no report may come after the goodbye
+            try:
+                self._context.store.forget_worker(self._context.owner)
+            except StorageUnavailable:
+                log.warning("worker.not_forgotten")
         self._context.tracing.close()
 
     def _live(self) -> None:
@@ -63,6 +63,7 @@ class WarmProcess:
         self._report(state, detail)
         while not self._ended.wait(_BEAT_SECONDS):
             self._report(state, detail)
+            tell_gpu_memory()
 
     def _warm_up(self) -> tuple[WorkerState, str]:
         try:
@@ -77,28 +78,13 @@ class WarmProcess:
         return WorkerState.READY, ""
 
     def _report(self, state: WorkerState, detail: str) -> None:
-        try:
-            self._context.store.report_worker(self._context.owner, state, detail)
-        except StorageUnavailable:
-            log.warning("worker.not_reported", state=state)
-
-
-def die_with_process(pid: int) -> None:
-    """Kill this process soon after its parent `pid` has died: nobody would restart it or hear of it.
-
-    A thread looks, because the kernel's own way also fires when only the thread that forked ends: with it, which Celery
-    asks for, a shutdown would kill the job of a child that had replaced a dead one.
-    """
-    with suppress(OSError):  # only Linux has it
-        set_pdeathsig(0)
-
-    def watch() -> None:
-        while os.getppid() == pid:
-            never.wait(_PARENT_WATCH_SECONDS)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    never = threading.Event()
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+        with self._reporting:
+            if self._ended.is_set():
+                return
+            try:
+                self._context.store.report_worker(self._context.owner, state, detail)
+            except StorageUnavailable:
+                log.warning("worker.not_reported", state=state)
 
 
 def _kill_process() -> None:
@@ -126,8 +112,6 @@ def start_process(**_: Any) -> None:  # noqa: ANN401 - Celery's signal arguments
     die_with_process(os.getppid())
     try:
         settings = Settings()
-        if settings.worker_metrics_port is not None:
-            serve_metrics(settings.worker_metrics_host, settings.worker_metrics_port)
         context = _open_context(settings)
     except Exception:
         log.exception("worker.not_started")

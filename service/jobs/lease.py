@@ -33,7 +33,7 @@ class Lease:
     """Use as a context manager around the work; `progress` is the work's callback.
 
     Args:
-        time_limit_seconds: the work may take so long from now.
+        time_limit_seconds: the work may take so long from now, waiting for other jobs of the worker not counted.
         kill_process: ends this process at once; called when the work is to stop and does not hear of it.
     """
 
@@ -55,7 +55,7 @@ class Lease:
         self._kill_process = kill_process
         self._stage: Stage | None = None
         self._percent = 0.0
-        self._began_at = self._renewed_at = time.monotonic()
+        self._began_at = self._renewed_at = self._told_at = time.monotonic()
         self._to_stop_since: float | None = None
         self._lost = False
         self._cancel_requested = False
@@ -82,7 +82,12 @@ class Lease:
             LeaseLost: another worker has the job.
         """
         changed = stage is not self._stage
-        self._stage, self._percent = stage, overall_percent(stage, fraction)
+        now = time.monotonic()
+        if self._stage is Stage.WAITING:
+            self._began_at += now - self._told_at
+        if stage is not Stage.WAITING:  # wherever the job is, waiting takes it no further
+            self._percent = overall_percent(stage, fraction)
+        self._stage, self._told_at = stage, now
         if changed or time.monotonic() - self._renewed_at >= PROGRESS_INTERVAL_SECONDS:
             self._try_to_renew()
         self.check()

@@ -44,9 +44,10 @@ def make_celery(settings: Settings) -> Celery:
         task_publish_retry_policy={"max_retries": 1, "interval_start": 0.1, "interval_max": 0.1},
         task_acks_late=True,
         task_reject_on_worker_lost=True,
-        # The lease stops a job in time; this is for one whose process answers nothing at all.
-        task_time_limit=settings.job_time_limit_seconds + _LAST_RESORT_SECONDS,
-        worker_concurrency=1,
+        # The lease stops a job in time, and does not count the waiting for the jobs beside it; this is for one whose
+        # process answers nothing at all.
+        task_time_limit=settings.jobs_at_once * settings.job_time_limit_seconds + _LAST_RESORT_SECONDS,
+        worker_concurrency=settings.jobs_at_once,
         worker_pool="prefork",
         worker_prefetch_multiplier=1,
         # The job table recovers a lost job; the message need not be held back for it.

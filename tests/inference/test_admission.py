@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel
@@ -16,7 +18,9 @@ from service.imaging.dicom_source import DicomSource
 from service.imaging.geometry import Geometry
 from service.inference.bundle import Bundle
 from service.inference.model import Model
+from service.neighbours import NoNeighbours
 from service.pipeline import segment_study
+from service.progress import Progress, Stage
 from service.reporting.outputs import OutputPlan
 from service.request import Output, SegmentationRequest, SegType
 
@@ -70,14 +74,19 @@ def test_a_scan_that_does_not_fit_runs_in_the_leaner_way_or_is_refused(
         admit(SCAN, manifest, 3)
 
 
+def write_block(path: Path) -> Geometry:
+    """A NIfTI of soft tissue in air."""
+    hu, affine = np.full((40, 44, 48), -1000, np.int16), np.diag([2.0, 2.0, 2.0, 1.0])
+    hu[8:32, 8:36, 6:40] = np.random.default_rng(0).normal(60, 20, (24, 28, 34))
+    nibabel.save(nibabel.Nifti1Image(hu, affine), path)
+    return Geometry(hu.shape, affine)
+
+
 def test_the_leaner_way_gives_the_same_result_and_says_so(
     tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hu = np.full((40, 44, 48), -1000, np.int16)
-    hu[8:32, 8:36, 6:40] = np.random.default_rng(0).normal(60, 20, (24, 28, 34))
-    nibabel.save(nibabel.Nifti1Image(hu, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / "ct.nii")
     found = []
-    needed = predicted_bytes(Geometry(hu.shape, np.diag([2.0, 2.0, 2.0, 1.0])), tiny_model.bundle.manifest, 4)
+    needed = predicted_bytes(write_block(tmp_path / "ct.nii"), tiny_model.bundle.manifest, 4)
     for name, free in (("asked", needed), ("lean", needed - 1)):
         out = tmp_path / name
         out.mkdir()
@@ -91,6 +100,42 @@ def test_the_leaner_way_gives_the_same_result_and_says_so(
         sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")) for name in ("asked", "lean")
     ]
     assert files[0] == files[1]
+
+
+def test_only_the_network_runs_in_the_turn_and_what_is_promised_is_what_was_predicted(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All other stages run while a neighbour has the network."""
+
+    class Recorded(NoNeighbours):
+        def __init__(self) -> None:
+            self.in_turn = False
+            self.promises: list[int] = []
+
+        @contextmanager
+        def network(self, progress: Progress) -> Iterator[None]:
+            progress(Stage.WAITING, 0.0)
+            self.in_turn = True
+            yield
+            self.in_turn = False
+
+        def promise(self, amount: int) -> None:
+            self.promises.append(amount)
+
+    neighbours = Recorded()
+    stages: dict[bool, set[Stage]] = {True: set(), False: set()}
+
+    def watch(stage: Stage, _: float) -> None:
+        stages[neighbours.in_turn].add(stage)
+
+    geometry = write_block(tmp_path / "ct.nii")
+    monkeypatch.setattr(admission, "available_bytes", lambda: 1000 * MIB)
+    out = tmp_path / "out"
+    out.mkdir()
+    segment_study(tmp_path / "ct.nii", out, tiny_model, SegmentationRequest(), watch, neighbours=neighbours)
+    assert stages[True] == {Stage.INFERENCE}
+    assert stages[False] == {*Stage} - {Stage.INFERENCE, Stage.FETCHING, Stage.SENDING}
+    assert neighbours.promises == [predicted_bytes(geometry, tiny_model.bundle.manifest, 4)]
 
 
 def test_it_is_refused_before_a_voxel_is_read(

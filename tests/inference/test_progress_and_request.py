@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.inference.manifest import MAX_LABELS
-from service.progress import Stage, no_progress, overall_percent
+from service.progress import Stage, no_progress, overall_percent, stage_fraction
 from service.request import MAX_TARGETS, Mode, PostProcessing, SegmentationRequest
 
 
@@ -16,6 +16,12 @@ def test_percent_rises_from_nothing_to_all_through_every_stage() -> None:
     ends = [overall_percent(stage, 1.0) for stage in Stage][:-1]
     starts = [overall_percent(stage, 0.0) for stage in Stage][1:]
     assert ends == pytest.approx(starts)
+
+
+def test_the_percentage_tells_how_far_a_stage_is() -> None:
+    assert stage_fraction(Stage.INFERENCE, overall_percent(Stage.INFERENCE, 0.25)) == pytest.approx(0.25)
+    assert stage_fraction(Stage.WRITING, 0.0) == 0.0
+    assert stage_fraction(Stage.WAITING, overall_percent(Stage.READING, 1.0)) == 0.0  # it can come anywhere
 
 
 def test_a_fraction_beyond_its_stage_is_clamped() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import structlog
 from service.errors import StorageUnavailable
 from service.jobs.job import Job, JobStatus, Notice, WorkerState
 from service.jobs.store import JobStore
-from service.progress import Progress, Stage
+from service.progress import Progress, Stage, overall_percent
 from service.request import SegmentationRequest
 from service.storage import LocalStorage
 from service.tasks import WorkContext, install_context, run_job, segment_job
@@ -192,6 +193,34 @@ def test_progress_is_shown_and_throttled(context: WorkContext, monkeypatch: pyte
     run(context, work)
     # At the start, every 0.25 s, at the change of stage, and before the result is published.
     assert renewals == [("inference", 40.0)] * 3 + [("writing", 99.0)] * 2
+
+
+def test_waiting_for_a_neighbour_is_shown_moves_no_percent_and_counts_towards_no_limit(
+    context: WorkContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr("service.jobs.lease.time", clock)
+    seen: list[tuple[str | None, float]] = []
+
+    def step(progress: Progress, stage: Stage, seconds: float) -> None:
+        progress(stage, 0.5)
+        job = context.store.list()[0]
+        seen.append((job.stage, job.percent))
+        clock.now += seconds
+
+    def work(progress: Progress, *, seconds_of_network: float) -> None:
+        step(progress, Stage.READING, 4.0)
+        step(progress, Stage.WAITING, 500.0)
+        step(progress, Stage.WAITING, 500.0)
+        step(progress, Stage.INFERENCE, seconds_of_network)
+        step(progress, Stage.WRITING, 0.0)
+
+    limited = replace(context, time_limit_seconds=10.0)
+    assert run(limited, partial(work, seconds_of_network=5.5)).status is JobStatus.SUCCEEDED
+    reading = overall_percent(Stage.READING, 0.5)
+    assert seen[:4] == [("reading", reading), ("waiting", reading), ("waiting", reading), ("inference", 40.0)]
+    late = run(limited, partial(work, seconds_of_network=6.5))
+    assert (late.status, late.error and late.error.code) == (JobStatus.FAILED, "time-limit-exceeded")
 
 
 def test_running_job_stops_when_it_is_canceled(context: WorkContext, system: JobSystem) -> None:
