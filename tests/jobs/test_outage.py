@@ -60,6 +60,6 @@ def test_worker_that_starts_before_the_database_waits_for_it(
     time.sleep(2.0)  # long enough for its child to ask
     assert worker.alive
     postgres.start()
-    wait_until(lambda: len(system.store.workers()) == 1, what="the worker's sign of life")
+    wait_until(lambda: len(system.store.workers()) == 2, what="a sign of life of both processes")
     job_id = system.submit()
     assert system.wait_for_end(job_id).status is JobStatus.SUCCEEDED
