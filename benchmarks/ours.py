@@ -1,6 +1,6 @@
 """One scan by Viscera, in a process of its own, the stages timed: the other half of `benchmarks/pipeline.py`.
 
-python benchmarks/ours.py CT.nii.gz --out FOLDER [--bundle BUNDLE] [--overlap 0.5]
+python benchmarks/ours.py CT.nii.gz --out FOLDER [--bundle BUNDLE] [--overlap 0.5] [--postprocessing reference]
 """
 
 import argparse
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, default=None)
     parser.add_argument("--overlap", type=float, default=0.5)
+    parser.add_argument("--postprocessing", type=PostProcessing, default=PostProcessing.REFERENCE)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = load_bundle(arguments.bundle)
@@ -34,7 +35,7 @@ def main() -> None:
         seconds[last.value] = seconds.get(last.value, 0.0) + now - since
         last, since = stage, now
 
-    request = SegmentationRequest(overlap=arguments.overlap, postprocessing=PostProcessing.REFERENCE)
+    request = SegmentationRequest(overlap=arguments.overlap, postprocessing=arguments.postprocessing)
     segment_study(arguments.scan, arguments.out, model, request, watch)
     watch(last, 1.0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

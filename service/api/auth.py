@@ -11,12 +11,13 @@ A test holds every route of the application against that list.
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import HTTPConnection
 from structlog.contextvars import bind_contextvars
 
 from service.api.caller import ANYONE, Caller
-from service.api.dependencies import services_of
+from service.api.dependencies import Services
 from service.api.problems import problems
 from service.api.tokens import TokenVerifier
 from service.errors import (
@@ -36,10 +37,6 @@ AUTH_PROBLEMS = problems(
     Unauthenticated, InsufficientScope, RateLimited, StorageUnavailable, IdentityProviderUnavailable
 )
 QUOTA_RETRY_SECONDS = 30
-
-_bearer = HTTPBearer(
-    auto_error=False, description="An API key (`viscera keys create`), or a JWT of the settings' issuer."
-)
 
 
 class Gate:
@@ -73,40 +70,55 @@ class Gate:
         return Caller.of_key(self._keys.authenticate(text))
 
 
-async def caller_of(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-) -> Caller:
-    """The caller of this request; recognized once for it."""
-    gate = request.app.state.gate
-    assert isinstance(gate, Gate)
-    caller = await to_thread.run_sync(gate.admit, credentials)
-    bind_contextvars(tenant=caller.tenant, key_id=caller.key_id)
-    return caller
+class _Door(HTTPBearer):
+    """One dependency that recognizes the caller and asks for a scope: a poll must not cost more than its answer."""
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(
+            scheme_name="HTTPBearer",  # one scheme in the API's description, whatever the scope
+            description="An API key (`viscera keys create`), or a JWT of the settings' issuer.",
+            auto_error=False,
+        )
+        self._scope = scope
+
+    async def __call__(self, request: HTTPConnection) -> None:
+        credentials = await super().__call__(request)
+        gate = request.app.state.gate
+        assert isinstance(gate, Gate)
+        caller = await to_thread.run_sync(gate.admit, credentials)
+        bind_contextvars(tenant=caller.tenant, key_id=caller.key_id)
+        if self._scope not in caller.scopes:
+            raise InsufficientScope(f"This needs the scope {self._scope.value!r}, which the key does not have.")
+        request.state.caller = caller
 
 
-CallerDep = Annotated[Caller, Depends(caller_of)]
+class _MetricsDoor(_Door):
+    """Open to everyone where the settings say so."""
+
+    async def __call__(self, request: HTTPConnection) -> None:
+        services = request.app.state.services
+        assert isinstance(services, Services)
+        if not services.settings.metrics_public:
+            await super().__call__(request)
 
 
 def needs(scope: Scope) -> Any:  # noqa: ANN401 - FastAPI's own marker
     """The dependency of a router or route that only callers with this scope may use."""
-
-    async def allow(caller: CallerDep) -> None:
-        _require(caller, scope)
-
-    return Depends(allow)
+    return Depends(_Door(scope))
 
 
-async def admit_to_metrics(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-) -> None:
-    """Let callers with the scope `admin` see the metrics, or everyone where the settings say so."""
-    if not (await services_of(request)).settings.metrics_public:
-        _require(await caller_of(request, credentials), Scope.ADMIN)
+admit_to_metrics = Depends(_MetricsDoor(Scope.ADMIN))
+"""The dependency of the metrics: for callers with the scope `admin`, or everyone where the settings say so."""
 
 
-def _require(caller: Caller, scope: Scope) -> None:
-    if scope not in caller.scopes:
-        raise InsufficientScope(f"This needs the scope {scope.value!r}, which the key does not have.")
+async def caller_of(request: Request) -> Caller:
+    """The caller that the route's door has recognized."""
+    caller = request.state.caller
+    assert isinstance(caller, Caller)
+    return caller
+
+
+CallerDep = Annotated[Caller, Depends(caller_of)]
 
 
 def check_quota(caller: Caller, keys: KeyStore) -> None:

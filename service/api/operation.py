@@ -1,6 +1,6 @@
 """For the operator: what Prometheus reads."""
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
 from service.api.auth import AUTH_PROBLEMS, admit_to_metrics
 from service.api.dependencies import ServicesDep
@@ -23,7 +23,7 @@ router = APIRouter(tags=["operation"], responses=merged(AUTH_PROBLEMS, problems(
     "/metrics",
     operation_id="getMetrics",
     summary="Metrics for Prometheus",
-    dependencies=[Depends(admit_to_metrics)],
+    dependencies=[admit_to_metrics],
     response_class=Response,
     responses={
         200: {

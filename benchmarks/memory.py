@@ -1,0 +1,71 @@
+"""Peak memory of a scan and of one twice as long, with the default bundle and with a Swin UNETR of the published size.
+
+    python -m benchmarks.memory [--slices 500 1000] [--overlap 0] [--only swin|default]
+
+The scans are phantoms of 512 x 512 voxels of 0.8 x 0.8 x 1 mm, mirrored along the body. The weights of the Swin UNETR
+are random: nearly all of a scan lies near a surface of some label then, which is the most that can have to be kept.
+Each run is a process of its own. Needs the extra `training`.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import synthetic_scan
+from benchmarks.pipeline import run
+from model_export.bundle import write_bundle
+from model_export.precisions import FP32
+from service.inference.bundle import default_bundle_path
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.labels import LABELS
+from training.networks.universal import TEXT_CHANNELS, UniversalModel
+from training.recipe import read_recipe
+from training.text import TextProvenance, embedding_sha256
+
+EDGE = 512
+
+
+def random_swin_bundle(folder: Path) -> Path:
+    """A bundle of the paper's Swin UNETR, every label at random."""
+    torch.manual_seed(0)
+    model = UniversalModel(read_recipe("paper_swin_unetr").model, torch.randn(len(LABELS), TEXT_CHANNELS) * 0.4)
+    text = TextProvenance("none", "none", "random numbers", embedding_sha256(model.text_embedding))
+    names = tuple(label.name for label in LABELS)
+    training = {"data": "nothing: weights are random"}
+    save_checkpoint(folder / "model.pt", model.eval(), label_names=names, text=text, training=training)
+    checkpoint = load_checkpoint(folder / "model.pt")
+    return write_bundle(checkpoint, folder, name="random-swin-unetr", version="1.0.0", precisions=(FP32,))
+
+
+def main() -> None:
+    """A line for each bundle: peak RSS of each scan, and the ratio of the last to the first."""
+    parser = argparse.ArgumentParser(description="Peak memory of long scans.")
+    parser.add_argument("--slices", type=int, nargs="+", default=[500, 1000])
+    parser.add_argument("--overlap", type=float, default=0.0)
+    parser.add_argument("--only", choices=("swin", "default"))
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        bundles = {}
+        if chosen.only != "swin":
+            bundles["default bundle"] = default_bundle_path()
+        if chosen.only != "default":
+            bundles["Swin UNETR, random weights"] = random_swin_bundle(folder)
+        scans = [folder / f"{count}.nii" for count in chosen.slices]
+        for scan, count in zip(scans, chosen.slices, strict=True):
+            synthetic_scan(scan, (EDGE, EDGE, count))
+        for name, bundle in bundles.items():
+            options = ["--bundle", str(bundle), "--overlap", str(chosen.overlap), "--postprocessing", "viscera"]
+            runs = [run("ours.py", scan, folder / f"{bundle.name}-{scan.stem}", options) for scan in scans]
+            peaks = [done.peak_mib * 1024**2 / 1e9 for done in runs]
+            told = (
+                f"{count} slices {peak:.2f} GB in {done.seconds:.0f} s"
+                for count, peak, done in zip(chosen.slices, peaks, runs, strict=True)
+            )
+            print(f"{name}: {', '.join(told)}; ratio {peaks[-1] / peaks[0]:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
