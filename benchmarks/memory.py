@@ -31,7 +31,7 @@ def random_swin_bundle(folder: Path) -> Path:
     """A bundle of the paper's Swin UNETR, every label at random."""
     torch.manual_seed(0)
     model = UniversalModel(read_recipe("paper_swin_unetr").model, torch.randn(len(LABELS), TEXT_CHANNELS) * 0.4)
-    text = TextProvenance("none", "none", "random numbers", embedding_sha256(model.text_embedding))
+    text = TextProvenance("none", "random numbers for a {}", "random numbers", embedding_sha256(model.text_embedding))
     names = tuple(label.name for label in LABELS)
     training = {"data": "nothing: weights are random"}
     save_checkpoint(folder / "model.pt", model.eval(), label_names=names, text=text, training=training)

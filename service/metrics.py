@@ -53,7 +53,7 @@ def serve_metrics(host: str, port: int, folder: Path) -> None:
     PROMETHEUS_MULTIPROC_DIR must have named before this module was imported.
     """
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
+    MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]  # it has no types
     try:
         start_http_server(port, host, registry)
     except OSError as error:

@@ -246,7 +246,7 @@ class Settings(BaseSettings):
     )
 
     @field_serializer("webhook_secret", "webhook_tenant_secrets", mode="wrap", when_used="json")
-    def _secrets(self, value: Any, mask: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:  # noqa: ANN401
+    def _secrets(self, value: Any, mask: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:  # noqa: ANN401 - JSON
         """Masked, unless a child process is to get them."""
         if info.context is not _WITH_SECRETS:
             return mask(value)
@@ -255,7 +255,7 @@ class Settings(BaseSettings):
         return None if value is None else value.get_secret_value()
 
     @field_serializer("peers", mode="wrap", when_used="json")
-    def _peers(self, value: dict[str, Peer], mask: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:  # noqa: ANN401
+    def _peers(self, value: dict[str, Peer], mask: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:  # noqa: ANN401 - JSON
         if info.context is not _WITH_SECRETS:
             return mask(value)
         return {name: peer.to_json() for name, peer in value.items()}

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 
 # A prefix, not a secret.
-SECRET_PREFIX = "whsec_"  # noqa: S105  # nosec B105
+SECRET_PREFIX = "whsec_"  # noqa: S105  # nosec B105  # how every such secret begins
 LEAST_KEY_BYTES = 24
 
 

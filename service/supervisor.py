@@ -88,7 +88,7 @@ class EmbeddedWorker:
     def _spawn(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "service.worker", "--parent", str(os.getpid())]
         environment = {**os.environ, **self._settings.to_environment()}
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603 - this interpreter
 
     def _hand_back(self) -> None:
         """Requeue what the stopped worker held, without counting the attempt, and forget its processes."""

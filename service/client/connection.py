@@ -151,7 +151,7 @@ class Viscera:
         credentials: str | None = None,
         push: Sequence[str] = (),
         idempotency_key: str | None = None,
-        **choices: Any,  # noqa: ANN401
+        **choices: Any,  # noqa: ANN401 - as the form has them
     ) -> JobDocument:
         """The new job for a study that the service fetches from a PACS by itself.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeAlias, cast
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +22,8 @@ from service.imaging.geometry import Affine, Geometry, Shape
 from service.imaging.hounsfield import ValueRange, accept_hounsfield, input_sha256, to_int16
 from service.imaging.limits import ReadLimits
 from service.imaging.volume import Notice, SourceFormat, Volume
+
+Header: TypeAlias = Any  # nibabel has no types
 
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -156,12 +158,12 @@ def _parse(head: bytes) -> Any:  # noqa: ANN401 - nibabel publishes no types
     """
     header_class = nib.Nifti1Header if len(head) == _NIFTI1_BYTES else nib.Nifti2Header
     try:
-        return header_class.from_fileobj(BytesIO(head), check=False)  # type: ignore[no-untyped-call]
+        return header_class.from_fileobj(BytesIO(head), check=False)  # type: ignore[no-untyped-call]  # nibabel has no types
     except (nib.spatialimages.HeaderDataError, ValueError, KeyError) as error:
         raise UnreadableUpload("The NIfTI header is damaged. Convert the scan again.") from error
 
 
-def _volume_shape(header: Any) -> Shape:  # noqa: ANN401
+def _volume_shape(header: Header) -> Shape:
     """The three-dimensional shape; further axes of length 1 are dropped.
 
     Raises:
@@ -175,7 +177,7 @@ def _volume_shape(header: Any) -> Shape:  # noqa: ANN401
     return axes[0], axes[1], axes[2]
 
 
-def _scalar_dtype(header: Any) -> np.dtype[Any]:  # noqa: ANN401
+def _scalar_dtype(header: Header) -> np.dtype[Any]:
     """The voxel type on disk, in its byte order.
 
     Raises:
@@ -194,7 +196,7 @@ def _scalar_dtype(header: Any) -> np.dtype[Any]:  # noqa: ANN401
     return dtype
 
 
-def _affine(header: Any) -> tuple[Affine, tuple[Notice, ...]]:  # noqa: ANN401
+def _affine(header: Header) -> tuple[Affine, tuple[Notice, ...]]:
     """Voxel index to RAS mm: the sform where its code is set, else the qform.
 
     Raises:
@@ -229,7 +231,7 @@ def _same_grid(sform: Affine, qform: Affine) -> bool:
     return directions_agree and np.allclose(sform[:3, 3], qform[:3, 3], rtol=0.0, atol=1.0)
 
 
-def _scaling(header: Any) -> tuple[float, float] | None:  # noqa: ANN401
+def _scaling(header: Header) -> tuple[float, float] | None:
     """scl_slope and scl_inter, or None where the header asks for no scaling (slope 0 or not finite)."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not np.isfinite(slope):
@@ -238,7 +240,7 @@ def _scaling(header: Any) -> tuple[float, float] | None:  # noqa: ANN401
     return None if scaling == (1.0, 0.0) else scaling
 
 
-def _voxel_offset(header: Any, header_bytes: int) -> int:  # noqa: ANN401
+def _voxel_offset(header: Header, header_bytes: int) -> int:
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or not header_bytes <= offset <= _MAX_VOXEL_OFFSET:
         raise UnreadableUpload(f"The NIfTI header puts the voxels at byte {offset:g}. Convert the scan again.")
