@@ -1,4 +1,4 @@
-"""What stands in docker/kubernetes/ renders, follows the schema of Kubernetes and fits the images; without a cluster."""
+"""What stands in docker/kubernetes/ renders, follows the schema of Kubernetes, fits the images; without a cluster."""
 
 import os
 import re
