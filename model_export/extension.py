@@ -43,7 +43,7 @@ from model_export.manifest import (
     schema_text,
     text_entry,
 )
-from model_export.new_label import NewLabel
+from model_export.new_label import new_label_entry
 from model_export.parity import relative_error
 from model_export.precisions import FP32
 from model_export.sample import Sample, rounded_sample, write_sample
@@ -52,6 +52,7 @@ from model_export.verify import HEAD_TOLERANCE, check_files, read_arrays, read_m
 from model_export.windows import synthetic_windows
 from training.checkpoint import Checkpoint
 from training.labels import BY_NAME
+from training.new_label import NewLabel
 
 MAX_LABELS = 64  # bits of a voxel in the service's masks
 
@@ -196,7 +197,7 @@ def _extend(base: BaseBundle, checkpoint: Checkpoint, extension: Extension) -> _
     _check_input(base, checkpoint)
     if len(base.labels) == MAX_LABELS:
         raise LabelRefused(f"{base.id} has {MAX_LABELS} labels; a bundle holds no more.")
-    entry = extension.label.entry(base.labels, checkpoint.calibration)
+    entry = new_label_entry(extension.label, base.labels, checkpoint.calibration)
     row = _text_row(extension, checkpoint)
     head, kept = _head(base, checkpoint, row)
     windows = synthetic_windows(checkpoint.config, checkpoint.model.backbone.size_multiple, base.sample)

@@ -219,6 +219,14 @@ BY_NAME: dict[str, Label] = {label.name: label for label in LABELS}
 ORGANS: tuple[Label, ...] = tuple(label for label in LABELS if label.kind is LabelKind.ORGAN)
 LESIONS: tuple[Label, ...] = tuple(label for label in LABELS if label.kind is not LabelKind.ORGAN)
 
+#: Names for both sides at once: (right, left).
+PAIRS: dict[str, tuple[str, str]] = {
+    "kidneys": ("kidney_right", "kidney_left"),
+    "lungs": ("lung_right", "lung_left"),
+    "adrenal_glands": ("adrenal_gland_right", "adrenal_gland_left"),
+    "femur_heads": ("femur_head_right", "femur_head_left"),
+}
+
 
 def channels(names: Iterable[str]) -> list[int]:
     """Zero-based channels of the named labels, in the order given. Raises KeyError for an unknown name."""

@@ -15,17 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from training.datasets.errors import InvalidDescription, UnknownDataset
-from training.labels import BY_NAME
+from training.labels import BY_NAME, PAIRS
 
 REGISTRY = Path(__file__).parent / "registry"
-
-#: Names for both sides at once: (right, left).
-PAIRS: dict[str, tuple[str, str]] = {
-    "kidneys": ("kidney_right", "kidney_left"),
-    "lungs": ("lung_right", "lung_left"),
-    "adrenal_glands": ("adrenal_gland_right", "adrenal_gland_left"),
-    "femur_heads": ("femur_head_right", "femur_head_left"),
-}
 
 Names = tuple[str, ...]
 Pattern = Annotated[str, StringConstraints(min_length=1)]

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from training.datasets.description import PAIRS, DatasetDescription, single_names
+from training.datasets.description import DatasetDescription, single_names
 from training.datasets.errors import UnknownLabelValue
 from training.datasets.sides import middle_of_body, split_sides
-from training.labels import BY_NAME
+from training.labels import BY_NAME, PAIRS
 
 Masks = dict[tuple[str, ...], NDArray[np.bool_]]
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from training.datasets.description import PAIRS
 from training.datasets.errors import AmbiguousLabelOrder
+from training.labels import PAIRS
 
 #: Millilitres between which nearly every adult's organ lies, wide on purpose: only blunders are to be found.
 PLAUSIBLE_ML: dict[str, tuple[float, float]] = {
