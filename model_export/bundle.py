@@ -28,10 +28,12 @@ from model_export.manifest import (
     build_manifest,
     check_manifest,
     file_entry,
+    label_entry,
     manifest_bytes,
     schema_text,
     thresholds_of,
 )
+from model_export.new_label import check_rules, new_label_entry
 from model_export.onnx import export_backbone
 from model_export.parity import PrecisionParity, Reference, check_parity, measure_precision, torch_reference
 from model_export.precisions import DEFAULT_PRECISIONS, FP32, Precision
@@ -90,10 +92,11 @@ def write_bundle(
     if target.exists() and not force:
         raise BundleExists(f"{target.name} exists already in {out_dir}; give another version, or force to replace it.")
     check_exportable(checkpoint)
+    labels = label_entries(checkpoint)
     created = created or creation_time(os.environ)
     with drafted(target) as draft:
         parities = _write_network(draft, checkpoint, precisions, scan)
-        _write_rest(draft, checkpoint, name, version, texts or BundleTexts(), created, parities)
+        _write_rest(draft, checkpoint, labels, name, version, texts or BundleTexts(), created, parities)
     return target
 
 
@@ -133,12 +136,28 @@ def check_exportable(checkpoint: Checkpoint) -> None:
     """Raises CheckpointRefused for weights that are not finite or labels that do not fit the head."""
     check_sound(checkpoint)
     names = checkpoint.label_names
+    own = {label.name for label in checkpoint.own_labels}
     for name in names:
+        if name in own:
+            continue
         if name not in BY_NAME:
             raise CheckpointRefused(f"The label {name!r} is not in the label table; its codes and rules are unknown.")
         for host in BY_NAME[name].hosts:
             if host not in names:
                 raise CheckpointRefused(f"The label {name!r} lies in {host!r}, which the checkpoint does not have.")
+
+
+def label_entries(checkpoint: Checkpoint) -> list[JsonObject]:
+    """The manifest's entries of a checkpoint's labels, by channel. Raises LabelRefused for an own one that is off."""
+    own = {label.name: label for label in checkpoint.own_labels}
+    entries: dict[str, JsonObject] = {}
+    for name in checkpoint.label_names:
+        if name in own:
+            check_rules(own[name])
+            entries[name] = new_label_entry(own[name], entries, checkpoint.calibration)
+        else:
+            entries[name] = label_entry(name, checkpoint.label_names, checkpoint.calibration)
+    return list(entries.values())
 
 
 def check_sound(checkpoint: Checkpoint) -> None:
@@ -181,6 +200,7 @@ def bundle_bytes(bundle: Path) -> int:
 def _write_rest(
     draft: Path,
     checkpoint: Checkpoint,
+    labels: Sequence[JsonObject],
     name: str,
     version: str,
     texts: BundleTexts,
@@ -202,7 +222,7 @@ def _write_rest(
         training=training,
         parities=parities,
     )
-    (draft / CARD_FILE).write_text(render_card(checkpoint, facts), encoding="utf-8")
+    (draft / CARD_FILE).write_text(render_card(checkpoint, facts, labels), encoding="utf-8")
     (draft / LICENCE_FILE).write_text(texts.licence_text, encoding="utf-8")
     (draft / SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")
     manifest = build_manifest(
@@ -215,6 +235,7 @@ def _write_rest(
         licence=texts.licence,
         training=training,
         parities=parities,
+        labels=labels,
         files={path.name: file_entry(path) for path in sorted(draft.iterdir())},
     )
     check_manifest(manifest)

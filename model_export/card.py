@@ -54,8 +54,8 @@ def on_phantoms(trained_on: str) -> bool:
     return "phantom" in trained_on.lower()
 
 
-def render_card(checkpoint: Checkpoint, facts: CardFacts) -> str:
-    """The card as Markdown; the same checkpoint and facts give the same text."""
+def render_card(checkpoint: Checkpoint, facts: CardFacts, labels: Sequence[JsonObject]) -> str:
+    """The card as Markdown; the same checkpoint and facts give the same text. `labels` are the manifest's entries."""
     config, model, text = checkpoint.config, checkpoint.model, checkpoint.text
     phantoms = on_phantoms(facts.trained_on)
     template = resources.files("model_export").joinpath("model_card.md.tpl").read_text(encoding="utf-8")
@@ -80,7 +80,7 @@ def render_card(checkpoint: Checkpoint, facts: CardFacts) -> str:
         text_source=text.source,
         text_sha256=text.sha256,
         text_weights=f"`{text.weights_sha256}`" if text.weights_sha256 else "not stated with the text features",
-        labels=_label_table(checkpoint.label_names),
+        labels=_label_table(labels),
         training=_training_table(checkpoint.sha256, facts.training),
         evaluation=(facts.evaluation or NOT_EVALUATED).strip(),
         windows=_windows(facts.parities),
@@ -105,16 +105,15 @@ def _interval(ends: tuple[float, float]) -> str:
     return f"{ends[0]:g} to {ends[1]:g}"
 
 
-def _label_table(names: Sequence[str]) -> str:
-    labels = [BY_NAME[name] for name in names]
+def _label_table(labels: Sequence[JsonObject]) -> str:
     rows = (
         (
-            str(label.index),
-            f"`{label.name}`",
-            label.kind.value,
-            ", ".join(label.hosts),
-            label.type.meaning,
-            label.type.value,
+            str(label["index"]),
+            f"`{label['name']}`",
+            label["kind"],
+            ", ".join(label["hosts"]),
+            label["type"]["meaning"],
+            label["type"]["value"],
         )
         for label in labels
     )

@@ -6,7 +6,7 @@ The form is `bundle.schema.json`, which is copied into each bundle; a manifest t
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from importlib import resources
@@ -158,7 +158,8 @@ def _round_down(dice: float) -> float:
 
 def thresholds_of(checkpoint: Checkpoint) -> dict[str, float]:
     """The threshold of each label's probability, in the order of the labels."""
-    return {name: checkpoint.calibration.threshold(name) for name in checkpoint.label_names}
+    stated = {label.name: label.threshold for label in checkpoint.own_labels if label.threshold is not None}
+    return {name: stated.get(name, checkpoint.calibration.threshold(name)) for name in checkpoint.label_names}
 
 
 def build_manifest(
@@ -172,9 +173,11 @@ def build_manifest(
     licence: str,
     training: JsonObject,
     parities: Iterable[PrecisionParity],
+    labels: Sequence[JsonObject],
     files: JsonObject,
 ) -> JsonObject:
-    """The whole manifest as JSON; `files` maps each file's name to its `file_entry`, `created` is in UTC."""
+    """The whole manifest as JSON; `labels` are the entries by channel, `files` maps each file's name to its
+    `file_entry`, `created` is in UTC."""
     config, model = checkpoint.config, checkpoint.model
     return {
         "schema_version": SCHEMA_VERSION,
@@ -185,10 +188,7 @@ def build_manifest(
         "intended_use": intended_use,
         "licence": licence,
         "files": files,
-        "labels": [
-            label_entry(label_name, checkpoint.label_names, checkpoint.calibration)
-            for label_name in checkpoint.label_names
-        ],
+        "labels": list(labels),
         "preprocessing": preprocessing_entry(config),
         "sliding_window": {
             "roi_size": list(config.roi_size),

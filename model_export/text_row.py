@@ -114,7 +114,9 @@ def _trained_rows(path: Path | None, checkpoint: Checkpoint) -> Tensor:
             "the training had as --text-embeddings."
         )
     rows, text = _read(path)
-    trained = checkpoint.model.text_embedding
+    count = len(checkpoint.label_names) - len(checkpoint.own_labels)  # own labels came later, under the same map
+    trained = checkpoint.model.text_embedding[:count]
+    rows = rows[:count]
     if rows.shape != trained.shape or not _close(whiten(rows, text)[0], trained):
         raise EmbeddingRefused(f"{path.name} does not give the text embedding of the checkpoint when it is whitened.")
     return rows

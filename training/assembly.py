@@ -15,6 +15,7 @@ from pathlib import Path
 from training.datasets.description import Role
 from training.datasets.errors import NoCases
 from training.datasets.harmonize import ScanSource
+from training.label_table import STANDARD, LabelTable, OtherLabels, read_store_table
 from training.store import scan_names
 
 _TEST_SHARE, _VALIDATION_SHARE = 0.2, 0.05
@@ -30,11 +31,12 @@ class Split(IntEnum):
 
 @dataclass(frozen=True)
 class Assembly:
-    """All scans of a store. `scans` maps names to their origin, `splits` names to their split."""
+    """All scans of a store. `scans` maps names to their origin, `splits` to their split; `table` has the labels."""
 
     store: Path
     scans: Mapping[str, ScanSource]
     splits: Mapping[str, Split] = field(default_factory=dict)
+    table: LabelTable = STANDARD
 
     def datasets(self, split: Split) -> dict[str, tuple[str, ...]]:
         """Names of the scans of a split, by dataset; datasets without one are absent."""
@@ -45,12 +47,23 @@ class Assembly:
         return {dataset: tuple(names) for dataset, names in sorted(found.items())}
 
 
+def labels_of(scans: Assembly | None) -> LabelTable:
+    """Those of an assembly; of phantoms alone, the 32."""
+    return STANDARD if scans is None else scans.table
+
+
 def open_assembly(store: Path) -> Assembly:
-    """The scans of a store. Raises NoCases for a store without any."""
+    """The scans of a store. Raises NoCases for a store without any, OtherLabels for one of other labels."""
     scans = {name: ScanSource.read(store, name) for name in scan_names(store)}
     if not scans:
         raise NoCases(f"{store.name} holds no scans; `viscera-train harmonize` writes them.")
-    return Assembly(store, scans, draw_splits(scans))
+    table = read_store_table(store)
+    if table is None:
+        raise OtherLabels(
+            f"{store.name} does not say which labels its bits mean; harmonize its datasets again (cases that are there "
+            "are not done again)."
+        )
+    return Assembly(store, scans, draw_splits(scans), table)
 
 
 def draw_splits(scans: Mapping[str, ScanSource]) -> dict[str, Split]:

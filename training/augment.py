@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.config import ModelConfig
-from training.labels import LESIONS
+from training.label_table import STANDARD, LabelTable
 from training.phantom.render import LEAST_SIGMA, gaussian_weights, noise_gain, texture_table
 from training.phantom.tissues import Tissue, draw_phase, sample_tissue_hu
 from training.store import Case
@@ -22,7 +22,7 @@ from training.store import Case
 ELASTIC_NODES = 6
 SCAN = -1  # in place of a phantom's seed
 _CODES = 256
-_LESION_CHANNELS = np.array([label.channel for label in LESIONS])
+_LABELS_PER_FIELD = 16  # 4 bits each of an int64
 
 Float32 = NDArray[np.float32]
 
@@ -51,7 +51,7 @@ class WindowPlan(NamedTuple):
     air: Tensor  #: int64 (): a code
     hu: Tensor  #: float32 (256,)
     texture_hu: Tensor  #: float32 (256,): standard deviation of the slow texture
-    fields: Tensor  #: int64 (2,256): of channel c, the bit 4 (c % 16) in row c // 16
+    fields: Tensor  #: int64 (R,256): of channel c, the bit 4 (c % 16) in row c // 16
     noise_hu: Tensor  #: float32 (): standard deviation before the point spread
     noise_seed: Tensor  #: int64 ()
     along_x: Tensor  #: float32 (X,X)
@@ -59,7 +59,7 @@ class WindowPlan(NamedTuple):
     along_z: Tensor  #: float32 (Z,Z)
     gain: Tensor  #: float32 (): of the finished HU
     offset_hu: Tensor  #: float32 ()
-    supervised: Tensor  #: bool (32,)
+    supervised: Tensor  #: bool (C,)
 
 
 def draw_plan(
@@ -71,23 +71,25 @@ def draw_plan(
     around: tuple[float, float] = (0.4, 0.4),
     seed: int = 0,
     augmentation: Augmentation = Augmentation.MODERN,
+    table: LabelTable = STANDARD,
 ) -> WindowPlan:
     """A random window of `patch`^3 voxels of the case, in a random pose, as one random acquisition.
 
     `around` is how often the window lies around a lesion and how often around a voxel of any label, each as likely;
     else it lies anywhere in the patient. `seed` is the name of the case, passed on. `augmentation` is of scans.
+    `table` has the labels of the model, at least those of the case.
     """
     if case.hu is not None and augmentation is Augmentation.PAPER:
-        return _paper_plan(case, config, patch, around, rng)
-    center = _draw_center(case, around, rng) + rng.uniform(-0.28, 0.28, 3) * patch
+        return _paper_plan(case, config, patch, around, rng, table)
+    center = _draw_center(case, around, rng, table) + rng.uniform(-0.28, 0.28, 3) * patch
     matrix = _draw_matrix(rng)
     elastic = np.zeros((3, *[ELASTIC_NODES] * 3), np.float32)
     if rng.random() < 0.5:
         elastic = rng.normal(0.0, rng.uniform(0.5, 2.5), elastic.shape).astype(np.float32)
     scanned = _draw_scanned(patch, rng)
     if case.hu is not None:
-        return _seen_again(case, config, (patch,) * 3, (center, matrix, elastic), scanned, rng)
-    return _acquired(seed, case, config, (patch,) * 3, (center, matrix, elastic), scanned, rng)
+        return _seen_again(case, config, (patch,) * 3, (center, matrix, elastic), scanned, rng, table)
+    return _acquired(seed, case, config, (patch,) * 3, (center, matrix, elastic), scanned, rng, table)
 
 
 def plain_plan(
@@ -98,8 +100,8 @@ def plain_plan(
     center = (np.array(shape) - 1) / 2.0
     elastic = np.zeros((3, *[ELASTIC_NODES] * 3), np.float32)
     if case.hu is not None:
-        return _scan_plan(case, shape, (center, np.eye(3), elastic), (0, shape[2]))
-    return _acquired(seed, case, config, shape, (center, np.eye(3), elastic), (0, shape[2]), rng)
+        return _scan_plan(case, shape, (center, np.eye(3), elastic), (0, shape[2]), STANDARD)
+    return _acquired(seed, case, config, shape, (center, np.eye(3), elastic), (0, shape[2]), rng, STANDARD)
 
 
 def _acquired(
@@ -110,6 +112,7 @@ def _acquired(
     pose: tuple[NDArray[np.float64], NDArray[np.float64], Float32],
     scanned: tuple[int, int],
     rng: np.random.Generator,
+    table: LabelTable,
 ) -> WindowPlan:
     """A pose, and a scanner and a patient's tissues drawn for it."""
     phase = draw_phase(rng)
@@ -133,7 +136,7 @@ def _acquired(
         air=torch.tensor(_air(case)),
         hu=_by_code(tissue_hu[case.tissues], torch.float32),
         texture_hu=_by_code(texture_table()[case.tissues], torch.float32),
-        fields=label_fields(case.labels),
+        fields=label_fields(case.labels, len(table.labels)),
         # Noise is as smooth as the point spread makes it; its deviation is that of the finished image.
         noise_hu=torch.tensor(noise_hu / noise_gain(sigma) ** 3, dtype=torch.float32),
         noise_seed=torch.tensor(int(rng.integers(2**62))),
@@ -142,7 +145,7 @@ def _acquired(
         along_z=torch.from_numpy(along[2]),
         gain=torch.tensor(gain, dtype=torch.float32),
         offset_hu=torch.tensor(offset_hu, dtype=torch.float32),
-        supervised=torch.from_numpy((case.supervised >> np.arange(32) & 1).astype(np.bool_)),
+        supervised=torch.tensor([bool(case.supervised >> label.channel & 1) for label in table.labels]),
     )
 
 
@@ -153,6 +156,7 @@ def _seen_again(
     pose: tuple[NDArray[np.float64], NDArray[np.float64], Float32],
     scanned: tuple[int, int],
     rng: np.random.Generator,
+    table: LabelTable,
 ) -> WindowPlan:
     """A scan in a pose, as often as not with more noise, a softer kernel, thicker slices, or other HU."""
     along = [np.eye(size, dtype=np.float32) for size in shape]
@@ -164,7 +168,7 @@ def _seen_again(
         along[2] = thick_slices(shape[2], float(rng.uniform(1.3, 2.7))) @ along[2]
     noise_hu = rng.gamma(2.0, 4.0) if rng.random() < 0.4 else 0.0
     gain, offset_hu = (rng.normal(1.0, 0.06), rng.normal(0.0, 12.0)) if rng.random() < 0.5 else (1.0, 0.0)
-    plan = _scan_plan(case, shape, pose, scanned)
+    plan = _scan_plan(case, shape, pose, scanned, table)
     return plan._replace(
         noise_hu=torch.tensor(noise_hu / (noise_gain(sigma) ** 3 if sigma else 1.0), dtype=torch.float32),
         noise_seed=torch.tensor(int(rng.integers(2**62))),
@@ -177,18 +181,23 @@ def _seen_again(
 
 
 def _paper_plan(
-    case: Case, config: ModelConfig, patch: int, around: tuple[float, float], rng: np.random.Generator
+    case: Case,
+    config: ModelConfig,
+    patch: int,
+    around: tuple[float, float],
+    rng: np.random.Generator,
+    table: LabelTable,
 ) -> WindowPlan:
     """A window as the reference augments it: unturned around a voxel; quarter turns about z; HU shifted by up to a
     tenth of the intensity range."""
     # On the scan's own voxels: of a window with an even number of them the middle lies between two.
-    center = np.floor(_draw_center(case, around, rng)) + (0.5 if patch % 2 == 0 else 0.0)
+    center = np.floor(_draw_center(case, around, rng, table)) + (0.5 if patch % 2 == 0 else 0.0)
     matrix = np.eye(3)
     if rng.random() < 0.1:
         quarter = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
         matrix = np.linalg.matrix_power(quarter, int(rng.integers(1, 4)))
     elastic = np.zeros((3, *[ELASTIC_NODES] * 3), np.float32)
-    plan = _scan_plan(case, (patch,) * 3, (center, matrix, elastic), (0, patch))
+    plan = _scan_plan(case, (patch,) * 3, (center, matrix, elastic), (0, patch), table)
     low, high = config.intensity_range_hu
     shift = rng.uniform(-0.1, 0.1) * (high - low) if rng.random() < 0.2 else 0.0
     return plan._replace(offset_hu=torch.tensor(shift, dtype=torch.float32))
@@ -199,6 +208,7 @@ def _scan_plan(
     shape: tuple[int, int, int],
     pose: tuple[NDArray[np.float64], NDArray[np.float64], Float32],
     scanned: tuple[int, int],
+    table: LabelTable,
 ) -> WindowPlan:
     """A scan in a pose, its HU untouched."""
     center, matrix, elastic = pose
@@ -212,7 +222,7 @@ def _scan_plan(
         air=torch.tensor(_air(case)),
         hu=torch.zeros(_CODES),
         texture_hu=torch.zeros(_CODES),
-        fields=label_fields(case.labels),
+        fields=label_fields(case.labels, len(table.labels)),
         noise_hu=torch.tensor(0.0),
         noise_seed=torch.tensor(0),
         along_x=along[0],
@@ -220,16 +230,18 @@ def _scan_plan(
         along_z=along[2],
         gain=torch.tensor(1.0),
         offset_hu=torch.tensor(0.0),
-        supervised=torch.from_numpy((case.supervised >> np.arange(32) & 1).astype(np.bool_)),
+        supervised=torch.tensor([bool(case.supervised >> label.channel & 1) for label in table.labels]),
     )
 
 
-def label_fields(labels: NDArray[np.uint32]) -> Tensor:
-    """`WindowPlan.fields` of the labels of each code: counts up to 15 of 16 labels add up in one number."""
-    fields = torch.zeros((2, _CODES), dtype=torch.int64)
-    for channel in range(32):
-        bit = (labels >> np.uint32(channel) & np.uint32(1)).astype(np.uint64) << np.uint64(4 * (channel % 16))
-        fields[channel // 16, : len(labels)] |= torch.from_numpy(bit.view(np.int64))
+def label_fields(labels: NDArray[np.uint64], count: int) -> Tensor:
+    """`WindowPlan.fields` of the labels of each code, `count` labels: counts up to 15 of 16 labels add up in one
+    number."""
+    fields = torch.zeros((-(-count // _LABELS_PER_FIELD), _CODES), dtype=torch.int64)
+    for channel in range(count):
+        row, place = divmod(channel, _LABELS_PER_FIELD)
+        bit = (labels >> np.uint64(channel) & np.uint64(1)) << np.uint64(4 * place)
+        fields[row, : len(labels)] |= torch.from_numpy(bit.view(np.int64))
     return fields
 
 
@@ -267,14 +279,16 @@ def _by_code(values: NDArray[np.generic], dtype: torch.dtype) -> Tensor:
     return table
 
 
-def _draw_center(case: Case, around: tuple[float, float], rng: np.random.Generator) -> NDArray[np.float64]:
+def _draw_center(
+    case: Case, around: tuple[float, float], rng: np.random.Generator, table: LabelTable
+) -> NDArray[np.float64]:
     choice = rng.random()
     lesion, label = around
     channels = np.unique(case.center_channel)
     if not len(channels):  # a scan that shows none of what was annotated in it
         choice = 1.0
     if choice < lesion:
-        lesions = channels[np.isin(channels, _LESION_CHANNELS)]
+        lesions = channels[np.isin(channels, [lesion.channel for lesion in table.lesions])]
         channels = lesions if len(lesions) else channels
     if choice < lesion + label:
         rows = np.flatnonzero(case.center_channel == rng.choice(channels))

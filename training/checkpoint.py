@@ -11,7 +11,9 @@ import torch
 from torch.torch_version import TorchVersion
 
 from training.config import ModelConfig
+from training.label_table import json_of, labels_from
 from training.networks.universal import UniversalModel
+from training.new_label import NewLabel
 from training.text import TextProvenance
 
 FORMAT = 1
@@ -46,7 +48,10 @@ NOT_CALIBRATED = Calibration()
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model in eval mode. `training` is JSON-ready provenance; `sha256` is of the file."""
+    """A trained model in eval mode. `training` is JSON-ready provenance; `sha256` is of the file.
+
+    `own_labels` describes those of `label_names` that are not among the 32, in the same order.
+    """
 
     model: UniversalModel
     config: ModelConfig
@@ -55,6 +60,7 @@ class Checkpoint:
     training: dict[str, Any]
     sha256: str
     calibration: Calibration = NOT_CALIBRATED
+    own_labels: tuple[NewLabel, ...] = ()
 
 
 def save_checkpoint(
@@ -65,6 +71,7 @@ def save_checkpoint(
     text: TextProvenance,
     training: dict[str, Any],
     calibration: Calibration = NOT_CALIBRATED,
+    own_labels: tuple[NewLabel, ...] = (),
     resume: dict[str, Any] | None = None,
 ) -> None:
     """Writes one checkpoint atomically. `resume` holds optimiser, scheduler and step, when training may go on."""
@@ -75,6 +82,7 @@ def save_checkpoint(
         "config": model.config.model_dump(mode="json"),
         "state_dict": model.state_dict(),
         "label_names": list(label_names),
+        "own_labels": json_of(own_labels),
         "text": asdict(text),
         "training": training,
         "calibration": asdict(calibration),
@@ -118,4 +126,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
         training=content["training"],
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         calibration=Calibration(**content["calibration"]),
+        own_labels=labels_from(content.get("own_labels", ())),
     )

@@ -12,11 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from training.evaluation.subjects import Subject
-    from training.recipe import Recipe
-    from training.text import TextProvenance
+    from training.label_table import LabelTable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +23,10 @@ app = typer.Typer(
 )
 console = Console()
 
+LabelOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="TOML file of a label beyond the 32 (docs/bundles.md); may be given several times."),
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="The seed that everything is drawn from.")]
 
 
@@ -37,7 +38,7 @@ def train_command(
         Path | None, typer.Option(help="CLIP text features of the labels (.safetensors or .pth).")
     ] = None,
     start_from: Annotated[
-        Path | None, typer.Option(help="Bundle of the same architecture whose weights to start from.")
+        Path | None, typer.Option(help="Bundle or checkpoint (.pt) of the same architecture to start from.")
     ] = None,
     store: Annotated[Path | None, typer.Option(help="Store of `harmonize`, for a recipe that shows scans.")] = None,
 ) -> None:
@@ -45,12 +46,20 @@ def train_command(
 
     Several processes share each batch when started by `torchrun`.
     """
+    from training.assembly import labels_of, open_assembly
     from training.recipe import read_recipe
+    from training.run_text import run_text
     from training.train import RunFolder, train
 
     settings = read_recipe(recipe)
-    embedding, text = _text_features(settings, text_embeddings)
-    console.print(f"Checkpoint: {train(settings, embedding, text, RunFolder(run), start_from=start_from, scans=store)}")
+    table = labels_of(None if store is None else open_assembly(store))
+    text = run_text(settings, table, features=text_embeddings, start_from=start_from)
+    if text_embeddings is None and (start_from is None or start_from.suffix != ".pt"):
+        console.print("No --text-embeddings: the labels are told apart by random vectors, not by language.")
+    elif text.drawn:
+        console.print(f"No text features of {', '.join(text.drawn)}: told apart by random vectors, not by language.")
+    finished = train(settings, text.embedding, text.provenance, RunFolder(run), start_from=start_from, scans=store)
+    console.print(f"Checkpoint: {finished}")
 
 
 @app.command("harmonize")
@@ -65,19 +74,22 @@ def harmonize_command(
         str | None, typer.Option(help="Label order, for a dataset that has several; volumes decide otherwise.")
     ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Cases at a time; one per core otherwise.")] = None,
+    label: LabelOption = None,
 ) -> None:
     """Bring a labelled dataset into a store: oriented, resampled, labels by name, with a report. Resumable."""
     from training.datasets.description import read_description
     from training.datasets.harmonize import Grid, harmonize
     from training.datasets.report import write_report
+    from training.label_table import read_table, table_with
     from training.recipe import read_recipe
 
-    description = read_description(described_as)
+    table = table_with(out, read_table(label or ()))
+    description = read_description(described_as, table)
     grid = Grid.of(read_recipe(recipe).model)
-    outcomes = harmonize(dataset, description, out, grid, order=order, processes=processes)
-    report, table = write_report(out, description, outcomes)
+    outcomes = harmonize(dataset, description, out, grid, order=order, processes=processes, table=table)
+    report, volumes = write_report(out, description, outcomes)
     console.print(Markdown(report.read_text(encoding="utf-8")))
-    console.print(f"Report: {report} and {table}", soft_wrap=True)
+    console.print(f"Report: {report} and {volumes}", soft_wrap=True)
 
 
 @app.command("datasets")
@@ -121,12 +133,13 @@ def calibrate_command(
     from training.calibrate import calibrate
     from training.checkpoint import load_checkpoint, save_checkpoint
     from training.recipe import FIRST_CALIBRATION_SEED, read_recipe
+    from training.run_text import text_of_the_32
     from training.store import build_phantom_store
     from training.warm_start import open_bundle
 
     if weights.is_dir():
         settings = read_recipe(recipe)
-        trained = open_bundle(weights, settings.model, *_text_features(settings, text_embeddings))
+        trained = open_bundle(weights, settings.model, *text_of_the_32(settings, text_embeddings))
     else:
         trained = load_checkpoint(weights)
     seeds = range(FIRST_CALIBRATION_SEED, FIRST_CALIBRATION_SEED + phantoms)
@@ -139,6 +152,7 @@ def calibrate_command(
         text=trained.text,
         training=trained.training,
         calibration=calibrate(trained.model.to(device), store, seeds, device),
+        own_labels=trained.own_labels,
     )
     console.print(f"Checkpoint: {out}")
 
@@ -159,6 +173,7 @@ def evaluate_command(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Scans scored at a time; one per core otherwise.")
     ] = None,
+    label: LabelOption = None,
 ) -> None:
     """Measure a model: on phantoms never trained on, on a downloaded dataset, or on the scans of a store."""
     from training.evaluate import evaluate, to_markdown
@@ -170,14 +185,16 @@ def evaluate_command(
 
         if checkpoint is not None:
             bundle = str(export(checkpoint, out / "bundle"))
-        table = to_markdown(evaluate(out, bundle=bundle, scans=scans or 20))
-        (out / "evaluation.md").write_text(table, encoding="utf-8")
-        console.print(Markdown(table))
+        scores = to_markdown(evaluate(out, bundle=bundle, scans=scans or 20))
+        (out / "evaluation.md").write_text(scores, encoding="utf-8")
+        console.print(Markdown(scores))
         return
     from training.evaluation.run import evaluate_subjects
 
-    subjects, title = _subjects(dataset, described_as, order, store, split)
-    _, report = evaluate_subjects(subjects[:scans], out, weights=checkpoint or bundle, title=title, processes=processes)
+    subjects, title, table = _subjects(dataset, described_as, order, store, split, label or [])
+    _, report = evaluate_subjects(
+        subjects[:scans], out, weights=checkpoint or bundle, title=title, processes=processes, table=table
+    )
     console.print(Markdown(report.read_text(encoding="utf-8")))
     console.print(f"Report: {report.with_suffix('.html')}", soft_wrap=True)
 
@@ -188,12 +205,15 @@ def submit_command(
     described_as: Annotated[str, typer.Option("--as", help="Dataset whose label values to write.")],
     out: Annotated[Path, typer.Option(help="Folder for one label map per study.")],
     order: Annotated[str | None, typer.Option(help="Its label order, if it has several.")] = None,
+    label: LabelOption = None,
 ) -> None:
     """Write results as label maps with a dataset's own values, for its challenge."""
     from training.datasets.description import read_description
     from training.datasets.submission import write_submission
+    from training.label_table import read_table
 
-    for path in write_submission(results, read_description(described_as), out, order=order):
+    description = read_description(described_as, read_table(label or ()))
+    for path in write_submission(results, description, out, order=order):
         console.print(f"{path}", soft_wrap=True)
 
 
@@ -203,7 +223,9 @@ def pseudo_label_command(
     out: Annotated[Path, typer.Option(help="Store to write the scans with more labels into.")],
     bundle: Annotated[str | None, typer.Option(help="Bundle, by path or name; the default bundle if absent.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint (.pt) instead of a bundle.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Which labels to fill in, by comma; all organs if absent.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Labels to fill in, by comma; the organs of the 32 if absent.")
+    ] = None,
 ) -> None:
     """Let a model fill in the labels that were not annotated, in all scans but those of the test split."""
     from training.pseudo import fill_in
@@ -244,22 +266,25 @@ def embed_command(
         str, typer.Option(help="V1, V2 or V3 of the paper, `published` (V3 without period), or a text with one {}.")
     ] = "published",
     names: Annotated[
-        Path | None, typer.Option(help="Text file with one name per line; the 32 labels if absent.")
+        Path | None, typer.Option(help="Text file, one name per line; the 32 labels and those of --label if absent.")
     ] = None,
     encoder: Annotated[str, typer.Option(help="Kind of the encoder.")] = "clip",
     source: Annotated[
         str | None, typer.Option(help="Where the weights came from, for the record; their folder's name if absent.")
     ] = None,
+    label: LabelOption = None,
 ) -> None:
     """Write the text features of the labels, or of any names, with their provenance."""
-    from training.labels import LABELS
+    from training.label_table import read_table
     from training.prompts import TEMPLATES, Prompts, read_names
     from training.text import write_text_embedding
     from training.text_encoder import embed, open_encoder
 
     # For libraries that are imported from here on: no look-up, no telemetry.
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
-    listed = tuple(label.prompt for label in LABELS) if names is None else read_names(names)
+    if names is not None and label:
+        raise ValueError("Give --names or --label, not both.")
+    listed = tuple(one.prompt for one in read_table(label or ()).labels) if names is None else read_names(names)
     prompts = Prompts(TEMPLATES.get(template, template), listed)
     source = source or f"made by viscera-train embed from the folder {weights.resolve().name}"
     embedding, text = embed(open_encoder(encoder, weights), prompts, source=source)
@@ -268,12 +293,18 @@ def embed_command(
 
 
 def _subjects(
-    dataset: Path | None, described_as: str | None, order: str | None, store: Path | None, split: str
-) -> "tuple[list[Subject], str]":
-    """The scans that the options name, and what they are."""
-    from training.assembly import Split
+    dataset: Path | None,
+    described_as: str | None,
+    order: str | None,
+    store: Path | None,
+    split: str,
+    labels: list[Path],
+) -> "tuple[list[Subject], str, LabelTable]":
+    """The scans that the options name, what they are, and which labels they may have."""
+    from training.assembly import Split, open_assembly
     from training.datasets.description import read_description
     from training.evaluation.subjects import subjects_of_dataset, subjects_of_store
+    from training.label_table import read_table
 
     if dataset is not None and store is not None:
         raise ValueError("Give --dataset or --store, not both.")
@@ -281,22 +312,14 @@ def _subjects(
         splits = {one.name.lower(): one for one in Split}
         if split != "all" and split not in splits:
             raise ValueError(f"No split {split!r}; known: {', '.join(splits)}, all.")
-        return subjects_of_store(store, splits.get(split)), f"Evaluation on the store {store.name}, {split} scans"
+        title = f"Evaluation on the store {store.name}, {split} scans"
+        return subjects_of_store(store, splits.get(split)), title, open_assembly(store).table
     if dataset is None or described_as is None:
         raise ValueError("--dataset needs --as: a dataset of the registry or a YAML file.")
-    description = read_description(described_as)
-    return subjects_of_dataset(dataset, description, order=order), f"Evaluation on {description.title}"
-
-
-def _text_features(settings: "Recipe", path: Path | None) -> "tuple[Tensor, TextProvenance]":
-    """Those of the file, prepared as the recipe says, or random ones."""
-    from training.text import random_text_embedding, read_text_embedding, whiten
-
-    if path is None:
-        console.print("No --text-embeddings: the labels are told apart by random vectors, not by language.")
-        return random_text_embedding(settings.seed)
-    embedding, text = read_text_embedding(path)
-    return whiten(embedding, text) if settings.whiten_text else (embedding, text)
+    table = read_table(labels)
+    description = read_description(described_as, table)
+    subjects = subjects_of_dataset(dataset, description, order=order, table=table)
+    return subjects, f"Evaluation on {description.title}", table
 
 
 def main() -> None:

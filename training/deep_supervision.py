@@ -9,31 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.labels import LABELS, LESIONS, ORGANS
+from training.label_table import STANDARD, LabelTable, from_least_specific
+from training.labels import LABELS
 from training.parallel import sum_over_processes
-
-#: Channels from the least to the most specific: a vessel inside the liver is more specific than the liver, a lesion
-#: more than its host. The later one names the voxel.
-_SPECIFICITY = tuple(
-    label.channel for label in sorted(ORGANS, key=lambda organ: organ.name == "hepatic_vessel")
-) + tuple(label.channel for label in LESIONS)
 
 
 class VoxelClassifier(nn.Sequential):
     """Decoder features (B,Co,*grid) -> class logits (B,1+C,*grid); class 0 is none of the labels."""
 
-    def __init__(self, decoder_channels: int) -> None:
-        super().__init__(nn.BatchNorm3d(decoder_channels), nn.Conv3d(decoder_channels, 1 + len(LABELS), 1))
+    def __init__(self, decoder_channels: int, labels: int = len(LABELS)) -> None:
+        super().__init__(nn.BatchNorm3d(decoder_channels), nn.Conv3d(decoder_channels, 1 + labels, 1))
 
 
-def most_specific_class(occupancy: Tensor) -> Tensor:
+def most_specific_class(occupancy: Tensor, table: LabelTable = STANDARD) -> Tensor:
     """Classes (B,*grid) int64 of occupancies (B,C,*grid) in 0..1: 1 + the channel that fills at least 0.4 of the voxel.
 
-    0.4, not 0.5: of a vessel or a gland a few voxels wide the half-filled ones are most of it.
+    Of several the most specific one names the voxel: a vessel inside the liver before the liver, a lesion before its
+    host. 0.4, not 0.5: of a vessel or a gland a few voxels wide the half-filled ones are most of it.
     """
     classes = torch.zeros((len(occupancy), *occupancy.shape[2:]), dtype=torch.int64, device=occupancy.device)
-    for channel in _SPECIFICITY:
-        classes.masked_fill_(occupancy[:, channel] >= 0.4, channel + 1)
+    for label in from_least_specific(table):
+        classes.masked_fill_(occupancy[:, label.channel] >= 0.4, label.channel + 1)
     return classes
 
 

@@ -20,7 +20,8 @@ from training.commands import export, segment
 from training.datasets.errors import NoCases, UnreadableFile
 from training.datasets.harmonize import ScanSource
 from training.evaluation.subjects import write_scan
-from training.labels import BY_NAME, ORGANS
+from training.label_table import STANDARD, LabelTable, write_store_table
+from training.labels import ORGANS
 from training.phantom.tissues import Tissue
 from training.store import Case, encode_case, open_case, write_case
 
@@ -29,13 +30,14 @@ def fill_in(store: Path, out: Path, *, weights: Path | str | None, labels: Seque
     """Writes the scans of a store with more labels into the store `out`, and gives their names.
 
     `weights` is a bundle by path or name (None: the default) or a checkpoint (.pt); `labels` are those to fill in, by
-    default all organs. Raises ValueError for an unknown label, NoCases, CommandError, UnreadableFile for a label that
-    the model does not have.
+    default all organs of the 32. Raises ValueError for an unknown label, NoCases, CommandError, UnreadableFile for a
+    label that the model does not have.
     """
     wanted = [organ.name for organ in ORGANS] if labels is None else list(labels)
-    if unknown := sorted(set(wanted) - BY_NAME.keys()):
-        raise ValueError(f"Unknown labels {', '.join(unknown)}; known: {', '.join(BY_NAME)}.")
     assembly = open_assembly(store)
+    table = assembly.table
+    if unknown := sorted(set(wanted) - table.by_name.keys()):
+        raise ValueError(f"Unknown labels {', '.join(unknown)}; known: {', '.join(table.names)}.")
     names = [name for name in assembly.scans if assembly.splits[name] is not Split.TEST]
     if not names:
         raise NoCases(f"{store.name} holds test scans only.")
@@ -44,22 +46,25 @@ def fill_in(store: Path, out: Path, *, weights: Path | str | None, labels: Seque
         bundle = str(export(Path(bundle), out / "bundle"))
     studies = [write_scan(store, name, assembly.scans[name], out / "studies") for name in names]
     segment(studies, out / "segmented", bundle)
+    write_store_table(out, table)
     for name in track(names, description="Cases"):
         masks = {label: _read_mask(out / "segmented" / name / "masks" / f"{label}.nii.gz") for label in wanted}
-        case, source = filled(open_case(store, name), assembly.scans[name], masks)
+        case, source = filled(open_case(store, name), assembly.scans[name], masks, table)
         write_case(out, name, case, source=asdict(source))
     return names
 
 
-def filled(case: Case, source: ScanSource, masks: dict[str, NDArray[np.bool_]]) -> tuple[Case, ScanSource]:
+def filled(
+    case: Case, source: ScanSource, masks: dict[str, NDArray[np.bool_]], table: LabelTable = STANDARD
+) -> tuple[Case, ScanSource]:
     """A scan with the masks (X,Y,Z), RAS, of labels that were not annotated in it."""
     assert case.hu is not None
     bits = case.labels[case.codes]
     supervised = case.supervised
-    added = [name for name in masks if not supervised >> BY_NAME[name].channel & 1]
+    added = [name for name in masks if not supervised & table.bits([name])]
     for name in added:
-        bits[masks[name]] |= np.uint32(1 << BY_NAME[name].channel)
-        supervised |= 1 << BY_NAME[name].channel
+        bits[masks[name]] |= np.uint64(table.bits([name]))
+        supervised |= table.bits([name])
     rng = np.random.default_rng(int(source.fingerprint[:16], 16))
     tissue = np.full(bits.shape, Tissue.AIR, np.uint8)
     again = encode_case(tissue, bits, rng, supervised=supervised, hu=np.asarray(case.hu))

@@ -68,13 +68,14 @@ def render(
     out_low, out_high = config.output_range
     image = (hu.clamp_(low, high) - low) * ((out_high - out_low) / (high - low)) + out_low
     occupancy = occupancy_at_stride_2 if stride == 2 else occupancy_at_stride_1
-    return image[:, None], occupancy(plans.fields, seen), plans.supervised
+    labels = plans.supervised.shape[1]  # the last row of fields may have room for more
+    return image[:, None], occupancy(plans.fields, seen)[:, :labels], plans.supervised
 
 
 def occupancy_at_stride_2(fields: Tensor, seen: Tensor) -> Tensor:
     """How many of the 8 voxels under each feature voxel carry each label: uint8 (B,C,X/2,Y/2,Z/2) of codes (B,X,Y,Z).
 
-    `fields` int64 (B,2,256): see `WindowPlan`.
+    `fields` int64 (B,R,256): see `WindowPlan`. C is 16 R.
     """
     shifts = torch.arange(0, 64, 4, device=seen.device).view(1, -1, 1, 1, 1)
     halves = []

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from training.assembly import Assembly, Split
+from training.assembly import Assembly, Split, labels_of
 from training.augment import SCAN, WindowPlan, draw_plan
 from training.datasets.errors import NoCases
+from training.label_table import LabelTable
 from training.networks.backbones import feature_stride
 from training.parallel import ALONE, Part
 from training.recipe import Recipe
@@ -38,6 +39,11 @@ class Cases:
     seeds: range
     scans: Assembly | None = None
     split: Split = Split.TRAIN
+
+    @property
+    def table(self) -> LabelTable:
+        """The labels of the scans; phantoms, which have the first 32 of them, supervise no others."""
+        return labels_of(self.scans)
 
     @classmethod
     def to_train_on(cls, phantoms: Path, recipe: Recipe, scans: Assembly | None) -> "Cases":
@@ -83,6 +89,7 @@ class NumberedPlans(Dataset[WindowPlan]):
             around=(self.recipe.lesion_windows, self.recipe.label_windows),
             seed=key if isinstance(key, int) else SCAN,
             augmentation=self.recipe.augmentation,
+            table=self.cases.table,
         )
         return plan, case
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from training.labels import LABELS
+from training.label_table import MOST_LABELS, LabelMap
 from training.phantom.anatomy import rasterize, sample_anatomy
 from training.pools import process_pool
 
@@ -30,15 +30,15 @@ CaseKey: TypeAlias = int | str  #: the seed of a phantom, or the name of a scan
 class Case:
     """One label map, with the image that it was drawn on or without.
 
-    `codes` uint8 (X,Y,Z), RAS; `tissues` uint8 (K,) and `labels` uint32 (K,) give each code its meaning (bit c is
+    `codes` uint8 (X,Y,Z), RAS; `tissues` uint8 (K,) and `labels` uint64 (K,) give each code its meaning (bit c is
     channel c); `centers` int16 (N,3) are voxels to crop around, `center_channel` uint8 (N,) the label of each;
-    `supervised` uint32 says which labels were annotated. `hu` int16 (X,Y,Z) is the image of a scan, whose tissues mean
-    nothing; a phantom has none.
+    `supervised` says in such bits which labels were annotated. `hu` int16 (X,Y,Z) is the image of a scan, whose tissues
+    mean nothing; a phantom has none.
     """
 
     codes: NDArray[np.uint8]
     tissues: NDArray[np.uint8]
-    labels: NDArray[np.uint32]
+    labels: NDArray[np.uint64]
     centers: NDArray[np.int16]
     center_channel: NDArray[np.uint8]
     supervised: int
@@ -119,27 +119,28 @@ def read_source(folder: Path, key: CaseKey) -> dict[str, Any]:
 
 def encode_case(
     tissue: NDArray[np.uint8],
-    labels: NDArray[np.uint32],
+    labels: LabelMap,
     rng: np.random.Generator,
     *,
     supervised: int = 0xFFFFFFFF,
     hu: NDArray[np.int16] | None = None,
 ) -> Case:
     """The case of a tissue map and a label map (X,Y,Z). Raises ValueError for more than 256 kinds of voxels."""
-    pairs = tissue.astype(np.uint64) << np.uint64(32) | labels.astype(np.uint64)
     unlabelled = labels == 0  # most voxels; sorting them all would take longer than to draw the patient
-    bare = np.flatnonzero(np.bincount(tissue[unlabelled], minlength=256)).astype(np.uint64) << np.uint64(32)
-    labelled, inverse = np.unique(pairs[~unlabelled], return_inverse=True)
-    kinds = np.concatenate([bare, labelled])
-    if len(kinds) > 256:
-        raise ValueError(f"The case has {len(kinds)} kinds of voxels; a code holds 256.")
+    bare = np.flatnonzero(np.bincount(tissue[unlabelled], minlength=256))
+    combinations, rank = np.unique(labels[~unlabelled], return_inverse=True)
+    pairs = tissue[~unlabelled].astype(np.int64) * max(1, len(combinations)) + rank
+    labelled, inverse = np.unique(pairs, return_inverse=True)
+    if len(bare) + len(labelled) > 256:
+        raise ValueError(f"The case has {len(bare) + len(labelled)} kinds of voxels; a code holds 256.")
     code_of_tissue = np.zeros(256, np.uint8)
-    code_of_tissue[bare >> np.uint64(32)] = np.arange(len(bare))
+    code_of_tissue[bare] = np.arange(len(bare))
     codes = code_of_tissue[tissue]
     codes[~unlabelled] = inverse + len(bare)
-    labels_of_code = (kinds & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    tissue_of, rank_of = np.divmod(labelled, max(1, len(combinations)))
+    labels_of_code = np.concatenate([np.zeros(len(bare), np.uint64), combinations[rank_of].astype(np.uint64)])
     centers, center_channel = _draw_centers(codes, labels_of_code, rng)
-    tissues = (kinds >> np.uint64(32)).astype(np.uint8)
+    tissues = np.concatenate([bare, tissue_of]).astype(np.uint8)
     return Case(codes, tissues, labels_of_code, centers, center_channel, supervised, hu)
 
 
@@ -160,7 +161,7 @@ def write_case(folder: Path, key: CaseKey, case: Case, *, source: Mapping[str, A
         labels=case.labels,
         centers=case.centers,
         center_channel=case.center_channel,
-        supervised=np.uint32(case.supervised),
+        supervised=np.uint64(case.supervised),
         source=json.dumps(source),
     )
     part.replace(meta)
@@ -189,17 +190,17 @@ def _write_phantom(folder: Path, seed: int, spacing_mm: float) -> None:
 
 
 def _draw_centers(
-    codes: NDArray[np.uint8], labels: NDArray[np.uint32], rng: np.random.Generator
+    codes: NDArray[np.uint8], labels: NDArray[np.uint64], rng: np.random.Generator
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
     voxels_of = {code: np.flatnonzero(codes == code) for code in np.flatnonzero(labels)}
     centers, channel_of = [], []
-    for label in LABELS:
-        with_label = np.flatnonzero(labels >> np.uint32(label.channel) & np.uint32(1))
+    for channel in range(MOST_LABELS):
+        with_label = np.flatnonzero(labels >> np.uint64(channel) & np.uint64(1))
         voxels = np.concatenate([np.empty(0, np.int64), *(voxels_of[code] for code in with_label)])
         if len(voxels):
             drawn = rng.choice(voxels, size=min(CENTERS_PER_LABEL, len(voxels)), replace=False)
             centers.append(np.stack(np.unravel_index(drawn, codes.shape), axis=1).astype(np.int16))
-            channel_of.append(np.full(len(drawn), label.channel, np.uint8))
+            channel_of.append(np.full(len(drawn), channel, np.uint8))
     if not centers:
         return np.empty((0, 3), np.int16), np.empty(0, np.uint8)
     return np.concatenate(centers), np.concatenate(channel_of)

@@ -7,6 +7,7 @@ Two layouts: safetensors with a tensor `text_embedding` (C,512) and provenance i
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,15 +53,23 @@ class TextEmbeddingError(ValueError):
 def read_text_embedding(path: Path) -> tuple[Tensor, TextProvenance]:
     """Embeddings (32,512) float32 in the order of `labels.LABELS`, with their provenance.
 
-    Raises TextEmbeddingError for another shape, non-finite values, an unreadable file, or rows in another order.
+    A file that names its rows may have those of own labels after them (`read_rows`). Raises TextEmbeddingError for
+    another shape, non-finite values, an unreadable file, or rows in another order.
     """
     embedding, text = read_features(path)
-    if len(embedding) != len(LABELS):
-        raise TextEmbeddingError(
-            f"{path.name} holds {tuple(embedding.shape)}; needed: ({len(LABELS)}, {TEXT_CHANNELS})."
-        )
+    count = len(LABELS)
+    if len(embedding) < count or (len(embedding) > count and not text.names):
+        raise TextEmbeddingError(f"{path.name} holds {tuple(embedding.shape)}; needed: ({count}, {TEXT_CHANNELS}).")
     _check_order(text.names, path.name)
-    return embedding, text
+    first = embedding[:count]
+    return first, replace(text, sha256=embedding_sha256(first), names=text.names[:count])
+
+
+def read_rows(path: Path, prompts: Iterable[str]) -> dict[str, Tensor]:
+    """Rows (512,) float32 of the prompts that a file names, by prompt. Raises TextEmbeddingError as `read_features`."""
+    embedding, text = read_features(path)
+    rows = {name.casefold(): row for name, row in zip(text.names, embedding, strict=False)}
+    return {prompt: rows[prompt.casefold()] for prompt in prompts if prompt.casefold() in rows}
 
 
 def read_features(path: Path) -> tuple[Tensor, TextProvenance]:
@@ -101,8 +110,8 @@ def read_features(path: Path) -> tuple[Tensor, TextProvenance]:
 def write_text_embedding(path: Path, embedding: Tensor, text: TextProvenance) -> None:
     """Writes features (N,512) as safetensors, atomically, with their provenance as metadata.
 
-    Training reads them if N is 32. Raises TextEmbeddingError for another suffix, another width, a number of names
-    other than N, or values that are not finite.
+    Training reads them if they begin with those of the 32 labels. Raises TextEmbeddingError for another suffix, another
+    width, a number of names other than N, or values that are not finite.
     """
     if path.suffix != ".safetensors":
         raise TextEmbeddingError(f"{path.name} must end with .safetensors, by which it is known when read.")

@@ -5,6 +5,7 @@ import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-from training.assembly import Assembly, Split, open_assembly
+from training.assembly import Assembly, Split, labels_of, open_assembly
 from training.checkpoint import read_content, save_checkpoint
 from training.deep_supervision import VoxelClassifier, marginal_cross_entropy, most_specific_class
-from training.labels import BY_NAME, LABELS, ORGANS
+from training.label_table import LabelTable, OtherLabels
+from training.labels import LabelKind
 from training.losses import MaskedLoss, masked_dice_bce
 from training.networks.universal import UniversalModel, apply_heads
 from training.parallel import (
@@ -43,7 +45,6 @@ from training.warm_start import renew_heads, settle_norms, start_from_bundle, st
 
 _SETTLING_WINDOWS = 8
 _PICTURES = 4
-LABEL_NAMES = tuple(label.name for label in LABELS)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ def train(
     It starts from the seed, or from the weights of `start_from`, a bundle or a checkpoint (.pt); an interrupted run
     goes on from its last checkpoint. `scans` is a store with an assembly, for a recipe that shows some of it. Started
     by `torchrun`, every process computes its part of each batch.
-    Raises NoCases where the recipe shows scans that are not there.
+    `text_embedding` has a row for each label of the store (`run_text`), or of the 32 without one.
+    Raises NoCases where the recipe shows scans that are not there, OtherLabels where text, store and an interrupted run
+    are not of the same labels.
     """
     assembly = None if scans is None else open_assembly(scans)
     with joined_processes() as part:
@@ -113,11 +116,13 @@ def _train(
     device = own_device()
     torch.backends.cudnn.benchmark = True  # windows have one size
     torch.manual_seed(recipe.seed)
+    table = labels_of(scans)
+    _check_rows(text_embedding, table)
     model = UniversalModel(recipe.model, text_embedding).to(device)
     if not run.last.exists():
         _give_first_weights(model, recipe, run.store, start_from, scans)
     model.backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    classifier = VoxelClassifier(model.backbone.decoder_channels).to(device)
+    classifier = VoxelClassifier(model.backbone.decoder_channels, len(table.labels)).to(device)
     if part.count > 1:
         share_batch_norms(model)
         share_batch_norms(classifier)
@@ -127,9 +132,15 @@ def _train(
         model.backbone.requires_grad_(False)
     optimizer = torch.optim.AdamW(_parameter_groups(model, classifier, recipe), weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
-    first_step = _resume(run, model, classifier, average, optimizer, schedule)
+    first_step = _resume(run, model, classifier, average, optimizer, schedule, table)
     wait_for_all()  # the first process may write soon what the others still read
-    provenance = _provenance(recipe, start_from, scans)
+    save = partial(
+        save_checkpoint,
+        label_names=table.names,
+        own_labels=table.own,
+        text=text,
+        training=_provenance(recipe, start_from, scans),
+    )
 
     seeds = recipe.training_seeds if part.is_first else range(0)
     others = drawing_beside(run.store, seeds, recipe.model.spacing_mm[0], _painters(recipe))
@@ -140,7 +151,7 @@ def _train(
             model.train()
             model.backbone.train(not recipe.freeze_backbone)  # a norm in training mode would move its statistics
             scaffold = scaffold_strength(step, recipe)
-            loss, side_loss = _losses(model, classifier, batch, step, recipe)
+            loss, side_loss = _losses(model, classifier, batch, step, recipe, table)
             optimizer.zero_grad(set_to_none=True)
             # What is predicted where nothing is has its price once most of what is there has been learnt.
             total = loss.dice + loss.cross_entropy + (1.0 - scaffold) * loss.false_volume
@@ -171,14 +182,26 @@ def _train(
                     "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
                 }
-                save_checkpoint(run.last, model, label_names=LABEL_NAMES, text=text, training=provenance, resume=state)
+                save(run.last, model, resume=state)
     if part.is_first:
-        save_checkpoint(run.final, _averaged(average), label_names=LABEL_NAMES, text=text, training=provenance)
+        save(run.final, _averaged(average))
     wait_for_all()
 
 
+def _check_rows(text_embedding: Tensor, table: LabelTable) -> None:
+    if len(text_embedding) != len(table.labels):
+        raise OtherLabels(
+            f"Text features of {len(text_embedding)} labels for a store of {len(table.labels)}; see `run_text`."
+        )
+
+
 def _losses(
-    model: UniversalModel, classifier: VoxelClassifier, batch: Batch, step: int, recipe: Recipe
+    model: UniversalModel,
+    classifier: VoxelClassifier,
+    batch: Batch,
+    step: int,
+    recipe: Recipe,
+    table: LabelTable,
 ) -> tuple[MaskedLoss, Tensor]:
     """The loss of a batch, and that of the deep supervision (0 without)."""
     image, eighths, supervised = batch
@@ -188,7 +211,7 @@ def _losses(
     planes = slice(step % recipe.loss_plane_stride, None, recipe.loss_plane_stride)
     occupancy = eighths[:, :, planes].float() / 8.0
     scaffold = scaffold_strength(step, recipe)
-    is_organ = torch.tensor([label in ORGANS for label in LABELS], device=device)
+    is_organ = torch.tensor([label.kind is LabelKind.ORGAN for label in table.labels], device=device)
     rarity = torch.where(is_organ, recipe.organ_rarity_exponent, recipe.lesion_rarity_exponent)
     with mixed_precision(device, wanted=recipe.mixed_precision):
         bottleneck, decoded = model.backbone(image)
@@ -211,24 +234,26 @@ def _losses(
     )
     if class_logits is None:
         return loss, torch.zeros((), device=device)
-    return loss, marginal_cross_entropy(class_logits.float(), most_specific_class(occupancy), supervised)
+    return loss, marginal_cross_entropy(class_logits.float(), most_specific_class(occupancy, table), supervised)
 
 
 def _give_first_weights(
     model: UniversalModel, recipe: Recipe, store: Path, start_from: Path | None, scans: Assembly | None
 ) -> None:
     """Those of `start_from`, or random ones."""
+    table = labels_of(scans)
     if start_from is None:
         model.reset_heads()
         return
+    new: list[int] = []
     window = first_windows(store, recipe, _SETTLING_WINDOWS, scans=scans).to(model.text_embedding.device)
     if start_from.suffix == ".pt":
-        start_from_checkpoint(model, start_from)
+        new = start_from_checkpoint(model, start_from)
     else:
         start_from_bundle(model, start_from, logit_scale=recipe.start_logit_scale)
         settle_norms(model, window)
-    if recipe.fresh_labels:
-        renew_heads(model, [BY_NAME[name].channel for name in recipe.fresh_labels], window)
+    if fresh := [*new, *(table.by_name[name].channel for name in recipe.fresh_labels)]:
+        renew_heads(model, fresh, window)
 
 
 def warmup_cosine(step: int, recipe: Recipe) -> float:
@@ -265,7 +290,8 @@ def validate(
     more counts as foreground.
     """
     model.eval()
-    overlap, total, present = (torch.zeros(len(LABELS), device=device) for _ in range(3))
+    table = labels_of(scans)
+    overlap, total, present = (torch.zeros(len(table.labels), device=device) for _ in range(3))
     for image, occupancy, supervised in validation_batches(store, recipe, device, scans=scans):
         annotated = supervised[:, :, None, None, None]
         with mixed_precision(device, wanted=recipe.mixed_precision):
@@ -275,7 +301,7 @@ def validate(
         total += predicted.sum(dim=(0, 2, 3, 4)) + truth.sum(dim=(0, 2, 3, 4))
         present += truth.sum(dim=(0, 2, 3, 4))
     dice = 2.0 * overlap / total.clamp(min=1)
-    return {name: float(dice[c]) for c, name in enumerate(LABEL_NAMES) if present[c] > 0}
+    return {name: float(dice[c]) for c, name in enumerate(table.names) if present[c] > 0}
 
 
 def _log_losses(writer: SummaryWriter, step: int, loss: MaskedLoss, side_loss: Tensor, learning_rate: float) -> None:
@@ -302,6 +328,7 @@ def picture(
     """
     columns = []
     stride = model.feature_stride
+    table = labels_of(scans)
     low, high = recipe.model.output_range
     for image, occupancy, supervised in islice(validation_batches(store, recipe, device, scans=scans), _PICTURES):
         annotated = supervised[0, :, None, None, None]
@@ -310,7 +337,7 @@ def picture(
         bits = [pack(masks.cpu().numpy()) for masks in ((occupancy[0] >= 4) & annotated, predicted)]
         plane = fullest_slice(bits[0])
         gray = image[0, 0, ::stride, ::stride, plane * stride].float().cpu().numpy()
-        columns.append(np.concatenate([overlay(gray, of[:, :, plane], low, high) for of in bits]))
+        columns.append(np.concatenate([overlay(gray, of[:, :, plane], low, high, table=table) for of in bits]))
     return np.concatenate(columns, axis=1).transpose(2, 0, 1)
 
 
@@ -332,11 +359,17 @@ def _resume(
     average: AveragedModel,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
+    table: LabelTable,
 ) -> int:
     """The step reached by the run's last checkpoint, all state restored; 0 for a new run."""
     if not run.last.exists():
         return 0
     content = read_content(run.last)
+    if tuple(content["label_names"]) != table.names:
+        raise OtherLabels(
+            f"{run.path.name} was begun with {len(content['label_names'])} labels, now there are {len(table.names)}; "
+            "start another run from its checkpoint."
+        )
     model.load_state_dict(content["state_dict"])
     state = content["resume"]
     classifier.load_state_dict(state["classifier"])

@@ -61,22 +61,29 @@ def open_bundle(bundle: Path, config: ModelConfig, text_embedding: Tensor, text:
     return Checkpoint(model.eval(), config, names, text, manifest["training"], hashlib.sha256(content).hexdigest())
 
 
-def start_from_checkpoint(model: UniversalModel, checkpoint: Path) -> None:
-    """Gives the model the weights of a checkpoint. Raises WarmStartError for one of another network or other labels."""
+def start_from_checkpoint(model: UniversalModel, checkpoint: Path) -> list[int]:
+    """Gives the model the weights of a checkpoint, and answers which channels the checkpoint does not have.
+
+    Those come last, and have whatever head their text gives them (`renew_heads` starts it anew). Raises WarmStartError
+    for a checkpoint of another network or of other text features.
+    """
     weights = load_checkpoint(checkpoint).model.state_dict()
-    if not torch.equal(weights["text_embedding"].cpu(), model.text_embedding.cpu()):
+    known, own = weights["text_embedding"].cpu(), model.text_embedding.cpu()
+    if not torch.equal(known, own[: len(known)]):
         raise WarmStartError(f"{checkpoint.name} was trained on other text features; give those that it names.")
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights | {"text_embedding": own})
     except RuntimeError as error:
         raise WarmStartError(f"{checkpoint.name} is not of the recipe's network.") from error
+    return list(range(len(known), len(own)))
 
 
 @torch.no_grad()
 def renew_heads(model: UniversalModel, channels: list[int], window: Tensor) -> None:
     """Starts the heads of some labels anew, at He's scale and `PRIOR_LOGIT` on such windows (B,1,D,H,W).
 
-    For a label whose head has died: one that is below 0 everywhere learns nothing. The other heads stay as they are.
+    For a label that is new, or whose head has died: one that is below 0 everywhere learns nothing. The other heads stay
+    as they are, and the text branch changes as little as it can.
     """
     training = model.training
     rows = model.text_rows()
@@ -85,8 +92,11 @@ def renew_heads(model: UniversalModel, channels: list[int], window: Tensor) -> N
     fresh = torch.randn(len(channels), sum(HEAD_SIZES), device=rows.device) * FRESH_STD
     fresh[:, sum(HEAD_SIZES[:3]) :] = 0.0
     fresh[:, -1] = PRIOR_LOGIT
-    rows[channels] = fresh - image_part
-    _solve_text_branch(model, rows.double())
+    change = torch.zeros_like(rows, dtype=torch.float64)
+    change[channels] = (fresh - image_part - rows[channels]).double()
+    text_part = _smallest_text_part(model, change).float()
+    model.controller.weight[:, EMBEDDING_CHANNELS:] += text_part[:, :-1]
+    model.controller.bias[:] += text_part[:, -1]
 
 
 @torch.no_grad()
@@ -169,18 +179,19 @@ def _restore_text_branch(model: UniversalModel, head: dict[str, Tensor], bundle:
             f"The head of {bundle} is for {len(rows)} labels; the network has {len(model.text_embedding)}."
         )
     with torch.no_grad():
-        _solve_text_branch(model, rows.to(model.text_embedding.device))
+        text_part = _smallest_text_part(model, rows.to(model.text_embedding.device))
+        model.controller.weight[:, EMBEDDING_CHANNELS:] = text_part[:, :-1].float()
+        model.controller.bias[:] = text_part[:, -1].float()
         model.controller.weight[:, :EMBEDDING_CHANNELS] = image_part
 
 
-def _solve_text_branch(model: UniversalModel, rows: Tensor) -> None:
-    """Gives the controller the smallest text part whose rows are these (C,153), float64."""
+def _smallest_text_part(model: UniversalModel, rows: Tensor) -> Tensor:
+    """The smallest text part (153,257) of the controller, its bias last, whose rows are these (C,153); float64."""
     text = model.text_embedding
     if model.text_to_vision is not None:
         text = torch.relu(model.text_to_vision(text))
     affine = torch.cat([text.double(), torch.ones(len(text), 1, dtype=torch.float64, device=text.device)], dim=1)
-    solution = (torch.linalg.pinv(affine) @ rows).T
+    solution: Tensor = (torch.linalg.pinv(affine) @ rows).T
     if not torch.allclose(affine @ solution.T, rows, atol=1e-6):
         raise WarmStartError("The text features do not tell the labels apart; give those that the bundle names.")
-    model.controller.weight[:, EMBEDDING_CHANNELS:] = solution[:, :-1].float()
-    model.controller.bias[:] = solution[:, -1].float()
+    return solution

@@ -43,11 +43,12 @@ def test_a_case_as_it_lies_is_not_moved() -> None:
 
 
 def test_label_fields_by_hand() -> None:
-    """Liver is channel 5, its tumour 26: nibbles 5 of the first and 10 of the second number."""
-    fields = label_fields(np.array([0, bits("liver"), bits("liver", "liver_tumor")], np.uint32))
-    assert fields[:, 0].tolist() == [0, 0]
-    assert fields[:, 1].tolist() == [1 << 20, 0]
-    assert fields[:, 2].tolist() == [1 << 20, 1 << 40]
+    """Liver is channel 5, its tumour 26: nibbles 5 of the first and 10 of the second; the 33rd starts a third."""
+    fields = label_fields(np.array([0, bits("liver"), bits("liver", "liver_tumor"), 1 << 32], np.uint64), 33)
+    assert fields[:, 0].tolist() == [0, 0, 0]
+    assert fields[:, 1].tolist() == [1 << 20, 0, 0]
+    assert fields[:, 2].tolist() == [1 << 20, 1 << 40, 0]
+    assert fields[:, 3].tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("sigma", [0.4, 0.55, 0.62, 0.9])

@@ -65,7 +65,7 @@ def test_a_window_does_not_depend_on_its_batch() -> None:
 
 def test_occupancy_of_one_feature_voxel() -> None:
     """Codes 1 and 2 carry liver, 2 carries its tumour too: 3 + 2 of 8 voxels and 2 of 8."""
-    fields = label_fields(np.array([0, bits("liver"), bits("liver", "liver_tumor")], np.uint32))
+    fields = label_fields(np.array([0, bits("liver"), bits("liver", "liver_tumor")], np.uint64), 32)
     codes = torch.tensor([1, 1, 1, 2, 2, 0, 0, 0], dtype=torch.int32).reshape(2, 2, 2)
     (occupancy,) = occupancy_at_stride_2(fields[None], codes[None])
     assert occupancy.shape == (32, 1, 1, 1)
@@ -74,7 +74,7 @@ def test_occupancy_of_one_feature_voxel() -> None:
 
 def test_occupancy_equals_a_naive_count() -> None:
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2**32, 40, dtype=np.uint32)
+    labels = rng.integers(0, 2**32, 40, dtype=np.uint64)
     labels[7] = 0xFFFFFFFF
     codes = rng.integers(0, 40, (6, 4, 8), dtype=np.int32)
     codes[:2, :2, :2] = 7  # every field at its largest: none may carry into the next
@@ -82,7 +82,7 @@ def test_occupancy_equals_a_naive_count() -> None:
     for x, y, z in np.ndindex(codes.shape):
         for channel in range(32):
             expected[channel, x // 2, y // 2, z // 2] += int(labels[codes[x, y, z]]) >> channel & 1
-    (occupancy,) = occupancy_at_stride_2(label_fields(labels)[None], torch.from_numpy(codes)[None])
+    (occupancy,) = occupancy_at_stride_2(label_fields(labels, 32)[None], torch.from_numpy(codes)[None])
     np.testing.assert_array_equal(occupancy, expected)
     assert expected[:, 0, 0, 0].tolist() == [8] * 32
 

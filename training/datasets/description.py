@@ -1,7 +1,7 @@
 """How a dataset is described: where its files lie, what its labels mean, what it supervises. One small YAML each.
 
 The datasets of the paper are in `registry/`; an own one is a file of the same form. Labels are given by name, never by
-channel. Besides the 32 names there are pairs (`PAIRS`) for labels that do not tell left from right.
+channel. Besides the names of the label table there are pairs (`PAIRS`) for labels that do not tell left from right.
 """
 
 import re
@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from training.datasets.errors import InvalidDescription, UnknownDataset
-from training.labels import BY_NAME, PAIRS
+from training.label_table import STANDARD, LabelTable
+from training.labels import PAIRS
 
 REGISTRY = Path(__file__).parent / "registry"
 
@@ -85,12 +86,7 @@ class DatasetDescription(BaseModel):
         return pattern
 
     @model_validator(mode="after")
-    def _known_names(self) -> Self:
-        given: list[Mapping[Any, Names]] = [self.values, self.structures, *self.orders.values()]
-        unknown = sorted({name for table in given for names in table.values() for name in names} - _known())
-        unknown += sorted({name for name in self._supervised_names() if name not in _known()})
-        if unknown:
-            raise ValueError(f"unknown labels {', '.join(unknown)}; known: {', '.join(sorted(_known()))}")
+    def _labels_mean_something(self) -> Self:
         kinds = [bool(self.values), bool(self.structures), bool(self.orders)]
         if self.label is not None and sum(kinds) != 1:
             raise ValueError("one of `values`, `structures` and `orders` must say what the labels mean")
@@ -100,19 +96,21 @@ class DatasetDescription(BaseModel):
             _compiled(pattern)
         return self
 
-    def _supervised_names(self) -> set[str]:
-        names = set(self.supervised or ())
-        return names.union(*(part.supervised for part in self.fewer))
-
-    def supervised_in(self, case: str) -> tuple[str, ...]:
-        """Labels annotated in a case, both sides of a pair by their own names, in the order of the label table."""
-        for part in self.fewer:
-            if re.fullmatch(part.cases, case):
-                return _sorted(part.supervised)
-        if self.supervised is not None:
-            return _sorted(self.supervised)
+    def _named(self) -> set[str]:
+        """What the dataset's own labels mean, in any of its label orders."""
         tables: list[Mapping[Any, Names]] = [self.values, self.structures, *self.orders.values()]
-        return _sorted(name for table in tables for names in table.values() for name in names)
+        return {name for table in tables for names in table.values() for name in names}
+
+    def unknown_in(self, table: LabelTable) -> list[str]:
+        """Names of labels that the table does not have, sorted."""
+        names = self._named().union(self.supervised or (), *(part.supervised for part in self.fewer))
+        return sorted(names - table.by_name.keys() - PAIRS.keys())
+
+    def supervised_in(self, case: str, table: LabelTable = STANDARD) -> tuple[str, ...]:
+        """Labels annotated in a case, both sides of a pair by their own names, in the order of the label table."""
+        names: Iterable[str] = self._named() if self.supervised is None else self.supervised
+        names = next((part.supervised for part in self.fewer if re.fullmatch(part.cases, case)), names)
+        return tuple(sorted(set(single_names(names)), key=lambda name: table.by_name[name].index))
 
     def names_of_structure(self, structure: str) -> Names | None:
         """What a mask file's name means; None for one that is not used."""
@@ -128,16 +126,25 @@ class DatasetDescription(BaseModel):
         return next((reason for pattern, reason in self.exclude.items() if re.fullmatch(pattern, case)), None)
 
 
-def read_description(name_or_path: str) -> DatasetDescription:
-    """A dataset of the registry by name, or any YAML file by path. Raises UnknownDataset, InvalidDescription."""
+def read_description(name_or_path: str, table: LabelTable = STANDARD) -> DatasetDescription:
+    """A dataset of the registry by name, or any YAML file by path, with labels of the table.
+
+    Raises UnknownDataset, InvalidDescription.
+    """
     named = REGISTRY / f"{name_or_path}.yaml"
     path = named if named.is_file() else Path(name_or_path)
     if not path.is_file():
         raise UnknownDataset(f"No dataset {name_or_path!r}; known: {', '.join(known_datasets())}; or give a YAML file.")
     try:
-        return DatasetDescription.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        description = DatasetDescription.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError, UnicodeDecodeError, re.error) as error:
         raise InvalidDescription(f"{path.name} does not describe a dataset: {error}") from error
+    if unknown := description.unknown_in(table):
+        known = ", ".join(sorted({*table.by_name, *PAIRS}))
+        raise InvalidDescription(
+            f"{path.name} names unknown labels {', '.join(unknown)}; known: {known}. A label of your own needs --label."
+        )
+    return description
 
 
 def known_datasets() -> list[str]:
@@ -148,14 +155,6 @@ def known_datasets() -> list[str]:
 def single_names(names: Iterable[str]) -> list[str]:
     """Names with each pair replaced by its two sides."""
     return [single for name in names for single in PAIRS.get(name, (name,))]
-
-
-def _sorted(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(set(single_names(names)), key=lambda name: BY_NAME[name].index))
-
-
-def _known() -> set[str]:
-    return {*BY_NAME, *PAIRS}
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

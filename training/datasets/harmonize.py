@@ -1,7 +1,7 @@
 """A downloaded dataset to cases of a store: `harmonize` reads top to bottom, `harmonize_case` is one case.
 
 Images are turned to the closest RAS, brought to the recipe's spacing and cropped to the patient; labels become bits of
-the 32 labels with a mask of those that were annotated. What is there already is not done again.
+the label table with a mask of those that were annotated. What is there already is not done again.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from training.datasets.quality import choose_order, implausible
 from training.datasets.reading import Scan, read_scan, read_structures, read_values
 from training.datasets.resampling import Spacing, resample_hu, resample_labels
 from training.detection import bounding_box
-from training.labels import LABELS
+from training.label_table import STANDARD, LabelMap, LabelTable, has_label, table_with, write_store_table
 from training.phantom.tissues import Tissue
 from training.pools import process_pool
 from training.store import encode_case, has_case, read_source, write_case
@@ -89,10 +89,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class LabelledScan:
-    """A case as its files hold it, along RAS axes: HU int16 and label bits uint32 (X,Y,Z)."""
+    """A case as its files hold it, along RAS axes: HU int16 and label bits (X,Y,Z)."""
 
     hu: NDArray[np.int16]
-    bits: NDArray[np.uint32]
+    bits: LabelMap
     supervised: int
     spacing_mm: Spacing
     scan: Scan
@@ -106,17 +106,21 @@ def harmonize(
     *,
     order: str | None = None,
     processes: int | None = None,
+    table: LabelTable = STANDARD,
 ) -> list[Outcome]:
     """Writes the cases of a downloaded dataset into the store; safe to interrupt and call again.
 
     A case that cannot be used is reported and the others go on. `order` names the label order of a dataset that has
-    several; else volumes decide. `processes` work at a time; None: one per core.
-    Raises NoCases, AmbiguousLabelOrder, InvalidDescription.
+    several; else volumes decide. `processes` work at a time; None: one per core. Labels of `table` join those of the
+    store.
+    Raises NoCases, AmbiguousLabelOrder, InvalidDescription, OtherLabels.
     """
     cases = find_cases(folder, description)
     description = with_order(description, cases, order)
     check_published_names(folder, description.values)
     store.mkdir(parents=True, exist_ok=True)
+    table = table_with(store, table)
+    write_store_table(store, table)
     outcomes = []
     missing = []
     for files in cases:
@@ -126,7 +130,7 @@ def harmonize(
             outcomes.append(_of_present(store, description, files, grid))
         else:
             missing.append(files)
-    write = partial(harmonize_case, description=description, store=store, grid=grid)
+    write = partial(harmonize_case, description=description, store=store, grid=grid, table=table)
     for outcome in track(_each(write, missing, processes), total=len(missing), description=description.name):
         outcomes.append(outcome)
     position = {files.case: number for number, files in enumerate(cases)}
@@ -145,11 +149,13 @@ def _each(
             yield job.result()
 
 
-def harmonize_case(files: CaseFiles, description: DatasetDescription, store: Path, grid: Grid) -> Outcome:
+def harmonize_case(
+    files: CaseFiles, description: DatasetDescription, store: Path, grid: Grid, table: LabelTable = STANDARD
+) -> Outcome:
     """Writes one case, or says why not."""
     try:
-        labelled = read_labelled_scan(files, description)
-        source = describe(files, description, labelled, grid)
+        labelled = read_labelled_scan(files, description, table)
+        source = describe(files, description, labelled, grid, table)
         hu = resample_hu(labelled.hu, labelled.spacing_mm, grid.spacing_mm)
         bits = resample_labels(labelled.bits, labelled.spacing_mm, grid.spacing_mm)
         if grid.foreground_above_hu is not None and (inside := hu > grid.foreground_above_hu).any():
@@ -169,23 +175,28 @@ def harmonize_case(files: CaseFiles, description: DatasetDescription, store: Pat
     return Outcome(files.case, "written")
 
 
-def read_labelled_scan(files: CaseFiles, description: DatasetDescription) -> LabelledScan:
+def read_labelled_scan(files: CaseFiles, description: DatasetDescription, table: LabelTable = STANDARD) -> LabelledScan:
     """A case on its own grid, with our labels. Raises CaseError."""
     scan = read_scan(files.images)
     hu = np.ascontiguousarray(scan.turned(scan.hu)).astype(np.int16, copy=False)
     masks = _masks(files, scan, description)
-    return LabelledScan(
-        hu, label_bits(masks, hu), supervised_bits(description, files.case, masks), scan.spacing_mm, scan
-    )
+    supervised = supervised_bits(description, files.case, masks, table)
+    return LabelledScan(hu, label_bits(masks, hu, table), supervised, scan.spacing_mm, scan)
 
 
-def describe(files: CaseFiles, description: DatasetDescription, labelled: LabelledScan, grid: Grid) -> ScanSource:
+def describe(
+    files: CaseFiles,
+    description: DatasetDescription,
+    labelled: LabelledScan,
+    grid: Grid,
+    table: LabelTable = STANDARD,
+) -> ScanSource:
     """What the store notes of a case."""
     voxel_ml = float(np.prod(labelled.spacing_mm)) / 1000.0
     volumes, cut, remarks = {}, [], []
-    supervised = [label for label in LABELS if labelled.supervised >> label.channel & 1]
+    supervised = [label for label in table.labels if labelled.supervised >> label.channel & 1]
     for label in supervised:
-        mask = (labelled.bits >> np.uint32(label.channel) & np.uint32(1)).astype(bool)
+        mask = has_label(labelled.bits, label)
         volumes[label.name] = round(float(np.count_nonzero(mask) * voxel_ml), 3)
         if any(face.any() for axis in range(3) for face in (mask.take(0, axis), mask.take(-1, axis))):
             cut.append(label.name)

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from training.datasets.description import DatasetDescription, single_names
 from training.datasets.errors import UnknownLabelValue
 from training.datasets.sides import middle_of_body, split_sides
-from training.labels import BY_NAME, PAIRS
+from training.label_table import STANDARD, LabelMap, LabelTable
+from training.labels import PAIRS
 
 Masks = dict[tuple[str, ...], NDArray[np.bool_]]
 
@@ -29,9 +30,9 @@ def masks_of_values(
     return masks
 
 
-def label_bits(masks: Masks, hu: NDArray[np.int16]) -> NDArray[np.uint32]:
+def label_bits(masks: Masks, hu: NDArray[np.int16], table: LabelTable = STANDARD) -> LabelMap:
     """Bit c is channel c, of masks by all the names that hold in them; pairs are split into their sides."""
-    bits = np.zeros(hu.shape, np.uint32)
+    bits: LabelMap = np.zeros(hu.shape, table.bit_type)
     for name in dict.fromkeys(name for names in masks for name in names):
         mask = np.zeros(hu.shape, bool)
         for names, part in masks.items():
@@ -39,19 +40,19 @@ def label_bits(masks: Masks, hu: NDArray[np.int16]) -> NDArray[np.uint32]:
                 mask |= part
         if name in PAIRS:
             for side, of_side in zip(PAIRS[name], split_sides(mask, middle_of_body(hu, mask)), strict=True):
-                bits[of_side] |= np.uint32(1 << BY_NAME[side].channel)
+                bits[of_side] |= table.bit_type(table.bits([side]))
         else:
-            bits[mask] |= np.uint32(1 << BY_NAME[name].channel)
+            bits[mask] |= table.bit_type(table.bits([name]))
     return bits
 
 
-def supervised_bits(description: DatasetDescription, case: str, masks: Masks) -> int:
+def supervised_bits(description: DatasetDescription, case: str, masks: Masks, table: LabelTable = STANDARD) -> int:
     """The labels annotated in a case, bit c for channel c."""
-    names = description.supervised_in(case)
+    names = description.supervised_in(case, table)
     if description.only_present:
         present = {single for meaning in masks for single in single_names(meaning)}
         names = tuple(name for name in names if name in present)
-    return sum(1 << BY_NAME[name].channel for name in names)
+    return table.bits(names)
 
 
 def to_dataset_values(

@@ -11,7 +11,8 @@ import numpy as np
 from training.datasets.description import DatasetDescription
 from training.datasets.harmonize import Outcome, ScanSource, case_name
 from training.datasets.quality import far_from_the_rest
-from training.labels import LABELS
+from training.label_table import STANDARD, read_store_table
+from training.labels import LABELS, Label
 
 _DONE = ("written", "present")
 
@@ -25,17 +26,18 @@ def write_report(store: Path, description: DatasetDescription, outcomes: Sequenc
         for outcome in outcomes
         if outcome.status in _DONE
     }
-    remarks = remarks_on(sources)
+    labels = (read_store_table(store) or STANDARD).labels
+    remarks = remarks_on(sources, labels)
     markdown, table = folder / f"{description.name}.md", folder / f"{description.name}.csv"
-    markdown.write_text(to_markdown(description, outcomes, sources, remarks), encoding="utf-8")
-    table.write_text(to_csv(outcomes, sources, remarks), encoding="utf-8")
+    markdown.write_text(to_markdown(description, outcomes, sources, remarks, labels), encoding="utf-8")
+    table.write_text(to_csv(outcomes, sources, remarks, labels), encoding="utf-8")
     return markdown, table
 
 
-def remarks_on(sources: dict[str, ScanSource]) -> dict[str, list[str]]:
+def remarks_on(sources: dict[str, ScanSource], labels: Sequence[Label] = LABELS) -> dict[str, list[str]]:
     """What is worth a look, by case: implausible volumes, and those far from the same label's in other cases."""
     remarks = {case: list(source.remarks) for case, source in sources.items()}
-    for label in LABELS:
+    for label in labels:
         whole = {
             case: source.volumes_ml[label.name]
             for case, source in sources.items()
@@ -51,6 +53,7 @@ def to_markdown(
     outcomes: Sequence[Outcome],
     sources: dict[str, ScanSource],
     remarks: dict[str, list[str]],
+    labels: Sequence[Label] = LABELS,
 ) -> str:
     """The report for people."""
     counts = Counter(outcome.status for outcome in outcomes)
@@ -62,7 +65,7 @@ def to_markdown(
         "| label | annotated in | visible in | smallest ml | median ml | largest ml |",
         "|---|---|---|---|---|---|",
     ]
-    for label in LABELS:
+    for label in labels:
         volumes = [s.volumes_ml[label.name] for s in sources.values() if label.name in s.volumes_ml]
         seen = [volume for volume in volumes if volume > 0]
         if volumes:
@@ -74,11 +77,16 @@ def to_markdown(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def to_csv(outcomes: Sequence[Outcome], sources: dict[str, ScanSource], remarks: dict[str, list[str]]) -> str:
+def to_csv(
+    outcomes: Sequence[Outcome],
+    sources: dict[str, ScanSource],
+    remarks: dict[str, list[str]],
+    labels: Sequence[Label] = LABELS,
+) -> str:
     """One row per case: outcome, where it comes from, millilitres of each label (empty where it was not annotated)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [label.name for label in LABELS if any(label.name in s.volumes_ml for s in sources.values())]
+    names = [label.name for label in labels if any(label.name in s.volumes_ml for s in sources.values())]
     writer.writerow(["case", "outcome", "reason", "patient", "fingerprint", "shape", "spacing_mm", "remarks", *names])
     for outcome in outcomes:
         source = sources.get(outcome.case)

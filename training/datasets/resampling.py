@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.label_table import LabelMap
+
 Float32 = NDArray[np.float32]
 Spacing = tuple[float, float, float]
 
@@ -24,7 +26,7 @@ def resample_hu(hu: NDArray[np.int16], own_mm: Spacing, target_mm: Spacing) -> N
     return rounded
 
 
-def resample_labels(labels: NDArray[np.uint32], own_mm: Spacing, target_mm: Spacing) -> NDArray[np.uint32]:
+def resample_labels(labels: LabelMap, own_mm: Spacing, target_mm: Spacing) -> LabelMap:
     """The label bits of the nearest voxel."""
     nearest = []
     for axis in range(3):

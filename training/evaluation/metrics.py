@@ -15,7 +15,6 @@ from monai.metrics.surface_dice import compute_surface_dice
 from numpy.typing import NDArray
 
 from training.detection import bounding_box, dice
-from training.labels import LABELS
 
 Mask = NDArray[np.bool_]
 Spacing = tuple[float, float, float]
@@ -26,7 +25,11 @@ _DECATHLON_MM = {
     "hepatic_vessel": 3.0, "hepatic_vessel_tumor": 3.0, "spleen": 3.0, "colon_tumor": 4.0,
 }  # fmt: skip
 _OTHERS_MM = 3.0
-TOLERANCE_MM: dict[str, float] = {label.name: _DECATHLON_MM.get(label.name, _OTHERS_MM) for label in LABELS}
+
+
+def nsd_tolerance_mm(label: str) -> float:
+    """The tolerance of NSD for a label."""
+    return _DECATHLON_MM.get(label, _OTHERS_MM)
 
 
 @dataclass(frozen=True)

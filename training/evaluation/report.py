@@ -25,9 +25,9 @@ from training.evaluation.lesions import (
     patient_level,
     sensitivity,
 )
-from training.evaluation.metrics import TOLERANCE_MM, Overlap
+from training.evaluation.metrics import Overlap, nsd_tolerance_mm
 from training.evaluation.scoring import ScanScores, Shown
-from training.labels import LABELS, LESIONS
+from training.label_table import STANDARD, LabelTable
 
 WORST = 8
 _STYLE = (
@@ -40,13 +40,14 @@ _STYLE = (
 class Evaluation:
     """All scores of a bundle on one set of scans. `refused` maps scans that could not be scored to the reason.
 
-    `shown` has a picture of each scan.
+    `shown` has a picture of each scan; `table` has the labels that it may be about.
     """
 
     title: str
     scans: Sequence[ScanScores]
     shown: Mapping[str, Shown]
     refused: Mapping[str, str]
+    table: LabelTable = STANDARD
 
     def of_label(self, name: str) -> list[Overlap]:
         """Overlaps of a label in the scans that show it."""
@@ -89,7 +90,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
 def label_table(evaluation: Evaluation) -> Table:
     """Overlap of each label over the scans that show it."""
     rows = []
-    for label in LABELS:
+    for label in evaluation.table.labels:
         overlaps = evaluation.of_label(label.name)
         if not overlaps:
             continue
@@ -100,7 +101,7 @@ def label_table(evaluation: Evaluation) -> Table:
             str(len(overlaps)),
             str(_mean(overlaps, lambda overlap: overlap.dice)),
             str(_mean(overlaps, lambda overlap: overlap.nsd)),
-            f"{TOLERANCE_MM[label.name]:g}",
+            f"{nsd_tolerance_mm(label.name):g}",
             f"{np.median(distances):.1f}" if distances else "-",
             f"{np.median(errors):+.1f}",
             f"{np.median(np.abs(errors)):.1f}",
@@ -117,7 +118,7 @@ def label_table(evaluation: Evaluation) -> Table:
 def lesion_table(evaluation: Evaluation) -> Table:
     """Detection of each kind of lesion, by lesion and by patient."""
     rows = []
-    for label in LESIONS:
+    for label in evaluation.table.lesions:
         scans = evaluation.lesions(label.name)
         if not scans:
             continue
@@ -157,7 +158,7 @@ def scans_csv(evaluation: Evaluation) -> str:
         "false_positives",
     )]  # fmt: skip
     for scan in evaluation.scans:
-        for label in LABELS:
+        for label in evaluation.table.labels:
             overlap, lesions = scan.overlaps.get(label.name), scan.lesions.get(label.name)
             if overlap is None and lesions is None and label.name not in scan.false_ml:
                 continue
@@ -177,7 +178,7 @@ def scans_csv(evaluation: Evaluation) -> str:
 def draw_figures(evaluation: Evaluation, folder: Path) -> list[Path]:
     """dice.png, and froc.png and calibration.png where lesions were annotated."""
     paths = []
-    overlaps = {label.display_name: evaluation.of_label(label.name) for label in LABELS}
+    overlaps = {label.display_name: evaluation.of_label(label.name) for label in evaluation.table.labels}
     shown = {name: [overlap.dice for overlap in found] for name, found in overlaps.items() if found}
     if shown:
         figure = Figure(figsize=(9, 1.0 + 0.3 * len(shown)), layout="constrained")
@@ -186,7 +187,7 @@ def draw_figures(evaluation: Evaluation, folder: Path) -> list[Path]:
         axes.set(xlabel="Dice", xlim=(-0.02, 1.02))
         axes.invert_yaxis()
         paths.append(_save(figure, folder / "dice.png"))
-    lesions = {label.display_name: evaluation.lesions(label.name) for label in LESIONS}
+    lesions = {label.display_name: evaluation.lesions(label.name) for label in evaluation.table.lesions}
     curves = {name: froc(scans) for name, scans in lesions.items() if scans}
     if any(len(rates) for rates, _ in curves.values()):
         figure = Figure(figsize=(7, 5), layout="constrained")

@@ -11,18 +11,25 @@ from training.datasets.errors import CaseError
 from training.evaluation.report import Evaluation, write_report
 from training.evaluation.scoring import ScanScores, Shown, score_scan
 from training.evaluation.subjects import Subject
+from training.label_table import STANDARD, LabelTable
 from training.pools import process_pool
 
 _Scored = tuple[ScanScores, Shown] | str
 
 
 def evaluate_subjects(
-    subjects: Sequence[Subject], out: Path, *, weights: Path | str | None, title: str, processes: int | None = None
+    subjects: Sequence[Subject],
+    out: Path,
+    *,
+    weights: Path | str | None,
+    title: str,
+    processes: int | None = None,
+    table: LabelTable = STANDARD,
 ) -> tuple[Evaluation, Path]:
     """Scores of a bundle (by path or name; None: the default) or of a checkpoint (.pt), and the report's path.
 
     `out` gets the studies, the results and the report. A scan that cannot be used is reported and the others go on.
-    `processes` score at a time; None: one per core.
+    `processes` score at a time; None: one per core. `table` is that of the subjects' truth.
     Raises CommandError where no scan at all could be segmented.
     """
     bundle = None if weights is None else str(weights)
@@ -51,7 +58,7 @@ def evaluate_subjects(
         else:
             scans.append(scored[0])
             shown[subject.name] = scored[1]
-    evaluation = Evaluation(title, scans, shown, refused)
+    evaluation = Evaluation(title, scans, shown, refused, table)
     return evaluation, write_report(evaluation, out)
 
 

@@ -16,9 +16,10 @@ from training.datasets.errors import GridMismatch, UnreadableFile
 from training.detection import LEAST_LESION_ML
 from training.evaluate import LEAST_ORGAN_ML
 from training.evaluation.lesions import LesionScores, score_lesions
-from training.evaluation.metrics import TOLERANCE_MM, Overlap, measure_overlap
+from training.evaluation.metrics import Overlap, measure_overlap, nsd_tolerance_mm
 from training.evaluation.subjects import Subject, Truth
-from training.labels import LABELS, LESIONS
+from training.label_table import LabelMap, has_label
+from training.labels import LabelKind
 from training.pictures import fullest_slice, overlay
 
 _WINDOW_HU = (-160.0, 240.0)  # abdomen
@@ -60,20 +61,21 @@ def score_scan(subject: Subject, result: Path) -> tuple[ScanScores, Shown]:
     false_ml: dict[str, float] = {}
     lesions: dict[str, LesionScores] = {}
     predicted_bits = np.zeros_like(truth.bits)
-    for label in LABELS:
+    for label in truth.table.labels:
         path = result / "masks" / f"{label.name}.nii.gz"
         if not truth.supervised >> label.channel & 1 or not path.is_file():
             continue
         mask, orientation = _read_mask(path, truth)
-        wanted = (truth.bits >> np.uint32(label.channel) & np.uint32(1)).astype(bool)
+        wanted = has_label(truth.bits, label)
         predicted: NDArray[np.bool_] = apply_orientation(mask, orientation)  # type: ignore[no-untyped-call]
-        predicted_bits |= predicted.astype(np.uint32) << np.uint32(label.channel)
-        least = LEAST_LESION_ML if label in LESIONS else LEAST_ORGAN_ML
+        predicted_bits[predicted] |= predicted_bits.dtype.type(1 << label.channel)
+        is_lesion = label.kind is not LabelKind.ORGAN
+        least = LEAST_LESION_ML if is_lesion else LEAST_ORGAN_ML
         if np.count_nonzero(wanted) * voxel_ml >= least:
-            overlaps[label.name] = measure_overlap(predicted, wanted, truth.spacing_mm, TOLERANCE_MM[label.name])
+            overlaps[label.name] = measure_overlap(predicted, wanted, truth.spacing_mm, nsd_tolerance_mm(label.name))
         elif not wanted.any():
             false_ml[label.name] = float(np.count_nonzero(predicted) * voxel_ml)
-        if label in LESIONS:
+        if is_lesion:
             components, probabilities = _numbered(mask, [f for f in findings if f["label"] == label.name])
             turned = apply_orientation(components, orientation)  # type: ignore[no-untyped-call]
             lesions[label.name] = score_lesions(turned, probabilities, wanted, voxel_ml)
@@ -115,10 +117,12 @@ def _box(finding: dict[str, Any]) -> tuple[tuple[int, int], ...]:
     return tuple((int(start), int(stop)) for start, stop in zip(box["start"], box["stop"], strict=True))
 
 
-def _shown(truth: Truth, predicted: NDArray[np.uint32], scores: ScanScores) -> Shown:
+def _shown(truth: Truth, predicted: LabelMap, scores: ScanScores) -> Shown:
     worst = min(scores.overlaps, key=lambda name: scores.overlaps[name].dice, default="")
-    channel = next((label.channel for label in LABELS if label.name == worst), 0)
-    bit = np.uint32(1 << channel)
-    plane = fullest_slice((truth.bits ^ predicted) & bit)
-    pictures = [overlay(truth.hu[:, :, plane], bits[:, :, plane], *_WINDOW_HU) for bits in (truth.bits, predicted)]
+    label = truth.table.by_name[worst] if worst else truth.table.labels[0]
+    plane = fullest_slice(has_label(truth.bits ^ predicted, label))
+    pictures = [
+        overlay(truth.hu[:, :, plane], bits[:, :, plane], *_WINDOW_HU, table=truth.table)
+        for bits in (truth.bits, predicted)
+    ]
     return Shown(worst, np.concatenate(pictures, axis=1))

@@ -16,21 +16,22 @@ from training.datasets.description import DatasetDescription
 from training.datasets.errors import NoCases
 from training.datasets.harmonize import ScanSource, read_labelled_scan, with_order
 from training.datasets.layout import CaseFiles, find_cases
-from training.labels import channels
+from training.label_table import STANDARD, LabelMap, LabelTable
 from training.store import open_case
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A scan on its own grid along the axes closest to RAS: HU int16 and label bits uint32 (X,Y,Z).
+    """A scan on its own grid along the axes closest to RAS: HU int16 and label bits (X,Y,Z).
 
-    Bit c of `supervised` says whether channel c was annotated.
+    Bit c of `supervised` says whether channel c of the `table` was annotated.
     """
 
     hu: NDArray[np.int16]
-    bits: NDArray[np.uint32]
+    bits: LabelMap
     supervised: int
     spacing_mm: tuple[float, float, float]
+    table: LabelTable = STANDARD
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Subject:
     truth: Callable[[], Truth]
 
 
-def subjects_of_dataset(folder: Path, description: DatasetDescription, *, order: str | None = None) -> list[Subject]:
+def subjects_of_dataset(
+    folder: Path, description: DatasetDescription, *, order: str | None = None, table: LabelTable = STANDARD
+) -> list[Subject]:
     """The cases of a downloaded dataset that are not excluded. Raises NoCases, AmbiguousLabelOrder."""
     cases = find_cases(folder, description)
     description = with_order(description, cases, order)
@@ -55,7 +58,7 @@ def subjects_of_dataset(folder: Path, description: DatasetDescription, *, order:
             files.case,
             description.patient_of(files.case),
             partial(_link, files),
-            partial(_truth_of_case, files, description),
+            partial(_truth_of_case, files, description, table),
         )
         for files in cases
         if description.reason_to_exclude(files.case) is None
@@ -73,7 +76,7 @@ def subjects_of_store(store: Path, split: Split | None) -> list[Subject]:
             name,
             assembly.scans[name].patient,
             partial(write_scan, store, name, assembly.scans[name]),
-            partial(_truth_of_scan, store, name, assembly.scans[name]),
+            partial(_truth_of_scan, store, name, assembly.scans[name], assembly.table),
         )
         for name in names
     ]
@@ -103,9 +106,9 @@ def _link_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _truth_of_case(files: CaseFiles, description: DatasetDescription) -> Truth:
-    labelled = read_labelled_scan(files, description)
-    return Truth(labelled.hu, labelled.bits, labelled.supervised, labelled.spacing_mm)
+def _truth_of_case(files: CaseFiles, description: DatasetDescription, table: LabelTable) -> Truth:
+    labelled = read_labelled_scan(files, description, table)
+    return Truth(labelled.hu, labelled.bits, labelled.supervised, labelled.spacing_mm, table)
 
 
 def write_scan(store: Path, name: str, source: ScanSource, folder: Path) -> Path:
@@ -120,9 +123,9 @@ def write_scan(store: Path, name: str, source: ScanSource, folder: Path) -> Path
     return study
 
 
-def _truth_of_scan(store: Path, name: str, source: ScanSource) -> Truth:
+def _truth_of_scan(store: Path, name: str, source: ScanSource, table: LabelTable) -> Truth:
     case = open_case(store, name)
     assert case.hu is not None
     x, y, z = source.grid["spacing_mm"]
-    annotated = sum(1 << channel for channel in channels(source.supervised))  # what a model filled in is no truth
-    return Truth(case.hu, case.labels[case.codes], annotated, (x, y, z))
+    annotated = table.bits(source.supervised)  # what a model filled in is no truth
+    return Truth(case.hu, case.labels[case.codes], annotated, (x, y, z), table)
