@@ -74,7 +74,7 @@ def test_partial_labels_are_the_full_ones_of_the_dataset_alone(stores: dict[str,
         case, own = open_case(stores["partial"], name), own_of(name)
         assert case.supervised == own
         mine, full = labels_of(case), labels_of(open_case(stores["full"], name)) & own
-        assert np.count_nonzero(mine != full) < 0.001 * np.count_nonzero(full)  # sides of lungs that touch are guessed
+        assert np.count_nonzero(mine != full) < 0.02 * np.count_nonzero(full)  # sides of lungs that touch are guessed
         np.testing.assert_array_equal(without_sides(mine), without_sides(full))
 
 
