@@ -13,6 +13,7 @@ Every step is a command of docs/training.md. With `--out` the files stay, and an
 import argparse
 import csv
 import io
+import shutil
 import tempfile
 import time
 from collections import defaultdict
@@ -106,6 +107,7 @@ def main() -> None:
         if not (folder / "unseen").exists():
             seeds = {name: range(n * SEEDS_APART, n * SEEDS_APART + chosen.scans) for n, name in enumerate(WRITERS, 1)}
             unseen = range(FIRST_TEST_SEED, FIRST_TEST_SEED + chosen.unseen)
+            shutil.rmtree(folder / "downloads", ignore_errors=True)  # of a run that was interrupted
             write_datasets(folder, seeds, unseen, draw([*unseen, *chain.from_iterable(seeds.values())]))
         harmonize_arms(folder, recipe)
         scores = {arm: train_and_evaluate(folder, recipe, arm) for arm in ARMS}
@@ -176,8 +178,9 @@ def train_and_evaluate(folder: Path, recipe: Path, arm: str) -> Scores:
     viscera_train("train", "--recipe", recipe, "--run", run, "--store", folder / arm / "store")
     unseen = write_description(described_in_full("unseen", "Phantoms never trained on", "{case}.nii.gz"), folder)
     viscera_train(
-        "evaluate", "--checkpoint", run / "model.pt", "--dataset", folder / "unseen", "--as", unseen, "--out", out
-    )
+        "evaluate", "--checkpoint", run / "model.pt", "--dataset", folder / "unseen", "--as", unseen, "--out", out,
+        "--processes", "1",
+    )  # fmt: skip
     found: dict[str, list[float]] = defaultdict(list)
     for row in csv.DictReader(io.StringIO((out / "scans.csv").read_text(encoding="utf-8"))):
         if row["dice"]:

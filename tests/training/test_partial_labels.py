@@ -51,10 +51,10 @@ def test_the_images_and_their_splits_are_the_same(stores: dict[str, Path]) -> No
     assert [name.partition("-")[0] for name in names["full"]] == sorted(WRITERS)
     splits = {arm: open_assembly(store).splits for arm, store in stores.items()}
     assert splits["full"] == splits["partial"] == splits["background"]
-    images = [open_case(stores["full"], name).hu for name in names["full"]]
+    images = [np.asarray(open_case(stores["full"], name).hu) for name in names["full"]]
     for arm in ("partial", "background"):
         for name, image in zip(names[arm], images, strict=True):
-            np.testing.assert_array_equal(open_case(stores[arm], name).hu, image)
+            np.testing.assert_array_equal(np.asarray(open_case(stores[arm], name).hu), image)
     assert len({image.tobytes() for image in images}) == len(WRITERS)  # each dataset has patients of its own
 
 
