@@ -55,6 +55,7 @@ label_windows = 0.7
 loss_plane_stride = 3
 mixed_precision = false
 scans = 1.0
+even_over = "labels"
 phantoms = 0
 validation_phantoms = 0
 validation_samples = 0

@@ -1,6 +1,7 @@
 """Recipes: every number of a training run, in one TOML file that travels with the checkpoint."""
 
 import tomllib
+from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +28,13 @@ class RecipeError(ValueError):
     """The recipe cannot be found or does not hold what a recipe holds."""
 
 
+class EvenOver(StrEnum):
+    """What the scans that training shows are spread evenly over."""
+
+    DATASETS = "datasets"  #: every dataset as often as the others, whatever its size
+    LABELS = "labels"  #: every annotated label as often as the others, by each dataset that annotates it alike
+
+
 class Recipe(BaseModel):
     """How a run is made from its seed.
 
@@ -42,9 +50,9 @@ class Recipe(BaseModel):
     `lesion_weight` is the say of a lesion in the loss's means, an organ's being 1; `half_cost_voxels` is of the loss
     too. Of the windows a share `lesion_windows` lies around a lesion, a share
     `label_windows` around a voxel of any label, the rest anywhere in the patient. A share `scans` of them shows scans
-    of an assembly, every dataset as often as the others whatever its size, varied as `augmentation` says; the rest
-    shows phantoms. No `validation_samples`: no validation. `start_logit_scale` is for a run that
-    starts from a bundle (`warm_start.start_from_bundle`), `fresh_labels` for one whose start has heads that died
+    of an assembly, spread as `even_over` says and varied as `augmentation` says; the rest shows phantoms.
+    No `validation_samples`: no validation. `start_logit_scale` is for a run that starts from a bundle
+    (`warm_start.start_from_bundle`), `fresh_labels` for one whose start has heads that died
     (`warm_start.renew_heads`). `loader_processes` render windows beside the training; None:
     by the machine (`samples.loader_processes`). Their number changes no sample.
     Training begins with `phantoms_at_start` of the phantoms (None: with all), and the others join as they are drawn
@@ -86,6 +94,7 @@ class Recipe(BaseModel):
     mixed_precision: bool = True
     head_leak: float = Field(default=0.0, ge=0.0, lt=1.0)
     scans: float = Field(default=0.0, ge=0.0, le=1.0)
+    even_over: EvenOver = EvenOver.DATASETS
     augmentation: Augmentation = Augmentation.MODERN
     phantoms: NonNegativeInt
     phantoms_at_start: PositiveInt | None = None

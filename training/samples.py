@@ -21,7 +21,7 @@ from training.datasets.errors import NoCases
 from training.label_table import LabelTable
 from training.networks.backbones import feature_stride
 from training.parallel import ALONE, Part
-from training.recipe import Recipe
+from training.recipe import EvenOver, Recipe
 from training.rendering import Batch, CaseMemory, render
 from training.store import Case, CaseKey, has_case, open_case
 
@@ -65,12 +65,12 @@ class NumberedPlans(Dataset[WindowPlan]):
     def __init__(self, cases: Cases, recipe: Recipe) -> None:
         self.cases, self.recipe = cases, recipe
         self._open: dict[CaseKey, Case] = {}
-        self._datasets: tuple[tuple[str, ...], ...] = ()
+        self._pools: tuple[tuple[tuple[str, ...], ...], ...] = ()
         if recipe.scans:
             if cases.scans is None:
                 raise NoCases(f"The recipe {recipe.name} shows scans; give the store that holds them.")
-            self._datasets = tuple(cases.scans.datasets(cases.split).values())
-            if not self._datasets:
+            self._pools = _pools(cases.scans, cases.split, recipe.even_over)
+            if not self._pools:
                 raise NoCases(f"The store has no scans for {cases.split.name.lower()}; harmonize more cases.")
 
     def __getitem__(self, number: int) -> WindowPlan:
@@ -94,9 +94,10 @@ class NumberedPlans(Dataset[WindowPlan]):
         return plan, case
 
     def _draw_key(self, number: int, rng: np.random.Generator) -> CaseKey:
-        """A scan of a dataset, each dataset as likely, or a phantom."""
+        """A scan, its pool and then its dataset drawn first, each as likely as the others; or a phantom."""
         if self.recipe.scans and rng.random() < self.recipe.scans:
-            names = self._datasets[int(rng.integers(len(self._datasets)))]
+            datasets = self._pools[int(rng.integers(len(self._pools)))]
+            names = datasets[int(rng.integers(len(datasets)))]
             return names[int(rng.integers(len(names)))]
         return int(rng.choice(self.recipe.open_seeds(self.cases.seeds, number)))
 
@@ -131,6 +132,21 @@ class RenderedPlans(Dataset[Batch]):
             stride=self._stride,
         )
         return image[0], occupancy[0], supervised[0]
+
+
+def _pools(scans: Assembly, split: Split, even_over: EvenOver) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    """What scans are drawn from: all of a split, or those that annotate a label, for each label; names by dataset."""
+    datasets = tuple(scans.datasets(split).values())
+    if even_over is EvenOver.DATASETS:
+        return (datasets,) if datasets else ()
+    annotated = {
+        name: {*scans.scans[name].supervised, *scans.scans[name].pseudo} for names in datasets for name in names
+    }
+    pools = []
+    for label in scans.table.labels:
+        by_dataset = (tuple(name for name in names if label.name in annotated[name]) for names in datasets)
+        pools.append(tuple(names for names in by_dataset if names))
+    return tuple(pool for pool in pools if pool)
 
 
 def loader_processes(recipe: Recipe) -> int:

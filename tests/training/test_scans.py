@@ -1,6 +1,7 @@
 """Scans beside phantoms in training: their windows, their augmentation, and how often each dataset is seen."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from training.assembly import Assembly, Split
 from training.augment import SCAN, Augmentation, WindowPlan, draw_plan, plain_plan
 from training.datasets.errors import NoCases
 from training.datasets.harmonize import ScanSource
-from training.recipe import Recipe
+from training.recipe import EvenOver, Recipe
 from training.rendering import Batch, render
 from training.samples import Cases, NumberedPlans, training_batches, validation_batches
 from training.store import Case, encode_case, open_case, scan_names, write_case
@@ -153,6 +154,27 @@ def test_datasets_are_seen_alike_whatever_their_size(recipe: Recipe, tmp_path: P
     assert seen["phantom"] == pytest.approx(500, abs=70)
     assert seen["large"] == pytest.approx(750, abs=80)
     assert seen["small"] == pytest.approx(750, abs=80)
+
+
+def test_evenly_over_labels_a_dataset_is_seen_by_what_it_alone_annotates(recipe: Recipe, tmp_path: Path) -> None:
+    """Spleen and liver each in half of the windows; the liver's are shared by both datasets that annotate it."""
+    assembly = write_assembly(tmp_path / "store", {"both": 2, "liver": 5})
+    annotates = {"both-0": ("spleen",), "both-1": ("spleen", "liver")} | {f"liver-{n}": ("liver",) for n in range(5)}
+    scans = {name: replace(source, supervised=annotates[name]) for name, source in assembly.scans.items()}
+    evenly = recipe.model_copy(update={"scans": 1.0, "even_over": EvenOver.LABELS})
+    cases = Cases.to_train_on(tmp_path / "phantoms", evenly, Assembly(assembly.store, scans, assembly.splits))
+    plans = NumberedPlans(cases, evenly)
+    seen = Counter(plans._draw_key(n, np.random.default_rng(n)) for n in range(2000))
+    assert seen["both-0"] == pytest.approx(500, abs=70)  # half of the spleen's
+    assert seen["both-1"] == pytest.approx(1000, abs=90)  # the other half, and its dataset's share of the liver's
+    assert sum(seen[f"liver-{n}"] for n in range(5)) == pytest.approx(500, abs=70)
+
+
+def test_scans_without_any_annotation_are_none_to_spread_labels_over(recipe: Recipe, tmp_path: Path) -> None:
+    assembly = write_assembly(tmp_path / "store", {"own": 1})  # their origin names no label
+    evenly = recipe.model_copy(update={"even_over": EvenOver.LABELS})
+    with pytest.raises(NoCases, match="no scans for train"):
+        NumberedPlans(Cases.to_train_on(tmp_path / "phantoms", evenly, assembly), evenly)
 
 
 def test_batches_mix_scans_and_phantoms_and_mask_the_labels_of_each(recipe: Recipe, tmp_path: Path) -> None:
