@@ -1,13 +1,13 @@
 """What partial labels cost: one model trained on five partially labelled datasets, on full labels, and without masking.
 
-    python -m benchmarks.partial_labels [--scans 16] [--unseen 12] [--steps N] [--out FOLDER]
+    python -m benchmarks.partial_labels [--scans 16] [--unseen 12] [--steps N] [--even-over labels] [--out FOLDER]
 
 Phantoms on a grid of 6 mm are cut into LiTS, KiTS21, MSD spleen, CT-ORG and CHAOS, each of its own patients, in the
 layouts, names and values that they are downloaded in. The same files are harmonized into three stores: with each
 dataset's own labels; with every label that any of the five annotates; and with each dataset's own labels taken for
 complete, so that what it does not annotate is background. One recipe trains a model on each, on the same images in the
-same splits: same seed, windows, steps and network. All three segment the same phantoms that nobody has trained on.
-Every step is a command of docs/training.md. With `--out` the files stay, and an interrupted run goes on.
+same splits: same seed, steps, number of windows and network. All three segment the same phantoms that nobody has
+trained on. Every step is a command of docs/training.md. With `--out` the files stay, and an interrupted run goes on.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from training.evaluate import FIRST_TEST_SEED
 from training.labels import LABELS, LESIONS
 from training.phantom.phantom import Phantom
 from training.pools import process_pool
+from training.recipe import EvenOver
 
 RECIPE = """
 name = "partial_labels"
@@ -55,7 +56,7 @@ label_windows = 0.7
 loss_plane_stride = 3
 mixed_precision = false
 scans = 1.0
-even_over = "labels"
+even_over = "{even_over}"
 phantoms = 0
 validation_phantoms = 0
 validation_samples = 0
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--scans", type=int, default=16, help="of each dataset, a quarter of which is not trained on")
     parser.add_argument("--unseen", type=int, default=12, help="phantoms to evaluate on")
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--even-over", type=EvenOver, choices=list(EvenOver), default=EvenOver.LABELS)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # the recipe's loader has another core
@@ -104,7 +106,7 @@ def main() -> None:
         folder = chosen.out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         recipe = folder / "recipe.toml"
-        recipe.write_text(RECIPE.format(steps=chosen.steps))
+        recipe.write_text(RECIPE.format(steps=chosen.steps, even_over=chosen.even_over))
         if not (folder / "unseen").exists():
             seeds = {name: range(n * SEEDS_APART, n * SEEDS_APART + chosen.scans) for n, name in enumerate(WRITERS, 1)}
             unseen = range(FIRST_TEST_SEED, FIRST_TEST_SEED + chosen.unseen)

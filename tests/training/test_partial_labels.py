@@ -20,7 +20,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One patient of each dataset: a phantom on a very coarse grid, whose HU tell the five apart."""
     folder = tmp_path_factory.mktemp("partial")
     recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE.format(steps=1))
+    recipe.write_text(RECIPE.format(steps=1, even_over="labels"))
     drawn = small_phantom(12, (12.0, 12.0, 12.0))
     phantoms = {seed: replace(drawn, hu=drawn.hu + np.int16(seed), seed=seed) for seed in range(1 + len(WRITERS))}
     write_datasets(folder, {name: [seed] for seed, name in enumerate(WRITERS, 1)}, [0], phantoms)
