@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What partial labels cost.")
     parser.add_argument("--scans", type=int, default=16, help="of each dataset, a quarter of which is not trained on")
     parser.add_argument("--unseen", type=int, default=12, help="phantoms to evaluate on")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--even-over", type=EvenOver, choices=list(EvenOver), default=EvenOver.LABELS)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
