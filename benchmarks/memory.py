@@ -1,6 +1,6 @@
 """Peak memory of a scan and of one twice as long, with the default bundle and with a Swin UNETR of the published size.
 
-    python -m benchmarks.memory [--slices 500 1000] [--overlap 0] [--only swin|default]
+    python -m benchmarks.memory [--slices 500 1000] [--overlap 0] [--bundles BUNDLE ...]
 
 The scans are phantoms of 512 x 512 voxels of 0.8 x 0.8 x 1 mm, mirrored along the body. The weights of the Swin UNETR
 are random: nearly all of a scan lies near a surface of some label then, which is the most that can have to be kept.
@@ -44,19 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Peak memory of long scans.")
     parser.add_argument("--slices", type=int, nargs="+", default=[500, 1000])
     parser.add_argument("--overlap", type=float, default=0.0)
-    parser.add_argument("--only", choices=("swin", "default"))
+    parser.add_argument("--bundles", type=Path, nargs="+", help="instead of the default bundle and a random Swin UNETR")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        bundles = {}
-        if chosen.only != "swin":
-            bundles["default bundle"] = default_bundle_path()
-        if chosen.only != "default":
-            bundles["Swin UNETR, random weights"] = random_swin_bundle(folder)
+        bundles = chosen.bundles or [default_bundle_path(), random_swin_bundle(folder)]
         scans = [folder / f"{count}.nii" for count in chosen.slices]
         for scan, count in zip(scans, chosen.slices, strict=True):
             synthetic_scan(scan, (EDGE, EDGE, count))
-        for name, bundle in bundles.items():
+        for bundle in bundles:
             options = ["--bundle", str(bundle), "--overlap", str(chosen.overlap), "--postprocessing", "viscera"]
             runs = [run("ours.py", scan, folder / f"{bundle.name}-{scan.stem}", options) for scan in scans]
             peaks = [done.peak_mib * 1024**2 / 1e9 for done in runs]
@@ -64,7 +60,7 @@ def main() -> None:
                 f"{count} slices {peak:.2f} GB in {done.seconds:.0f} s"
                 for count, peak, done in zip(chosen.slices, peaks, runs, strict=True)
             )
-            print(f"{name}: {', '.join(told)}; ratio {peaks[-1] / peaks[0]:.2f}", flush=True)
+            print(f"{bundle.name}: {', '.join(told)}; ratio {peaks[-1] / peaks[0]:.2f}", flush=True)
 
 
 if __name__ == "__main__":
