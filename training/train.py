@@ -93,6 +93,7 @@ def train(
     are not of the same labels.
     """
     assembly = None if scans is None else open_assembly(scans)
+    _check_rows(text_embedding, labels_of(assembly))
     with joined_processes() as part:
         _train(recipe, (text_embedding, text), run, start_from, assembly, part)
     return run.final
@@ -117,7 +118,6 @@ def _train(
     torch.backends.cudnn.benchmark = True  # windows have one size
     torch.manual_seed(recipe.seed)
     table = labels_of(scans)
-    _check_rows(text_embedding, table)
     model = UniversalModel(recipe.model, text_embedding).to(device)
     if not run.last.exists():
         _give_first_weights(model, recipe, run.store, start_from, scans)
