@@ -9,7 +9,7 @@ TEXT_EMBEDDINGS ?=
 SOURCES := pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve web page-picture overview-picture test test-service test-jobs test-training test-page test-slow check check-static audit format openapi bench bench-reading bench-api chaos fuzz train-default clean
+.PHONY: help demo serve web page-picture overview-picture test test-service test-jobs test-api test-training test-page test-slow check check-static audit format openapi bench bench-reading bench-api chaos fuzz train-default clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -53,10 +53,13 @@ serve: $(VENV)/.run ## start the service at http://127.0.0.1:8000
 # Processes side by side: training forks its loaders, and one full of the threads of inference engines is no place to
 # fork from; the tests of jobs mostly wait.
 test: $(VENV)/.dev ## run the tests
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync=line test-service test-jobs test-training test-page
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=line test-service test-jobs test-api test-training test-page
 
-test-service: $(VENV)/.dev ## the tests of reading, inference, reports, API, page and export
-	$(BIN)/python -m pytest --ignore tests/training --ignore tests/jobs --ignore tests/exchange --ignore tests/web
+test-service: $(VENV)/.dev ## the tests of reading, inference, reports, export, and of all of it together
+	$(BIN)/python -m pytest --ignore tests/training --ignore tests/jobs --ignore tests/exchange --ignore tests/web --ignore tests/api --ignore tests/deploy
+
+test-api: $(VENV)/.dev ## the tests of the API, the commands, and of what deploys them
+	$(BIN)/python -m pytest tests/api tests/deploy
 
 test-jobs: $(VENV)/.dev ## the tests of jobs and of the exchange with a PACS
 	$(BIN)/python -m pytest tests/jobs tests/exchange
