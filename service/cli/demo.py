@@ -48,7 +48,7 @@ def _service(data_dir: Path) -> Iterator[str]:
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with log.open("wb") as sink:
         # This interpreter and our own module, with arguments that no shell reads.
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, env=environment)  # noqa: S603
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, env=environment)  # noqa: S603  # see above
         try:
             yield _when_ready(process, log)
         finally:

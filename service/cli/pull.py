@@ -109,7 +109,7 @@ def _import(checkpoint: Path, out: Path, name: str, version: str) -> None:
     command += ["--out", str(out), "--name", name, "--version", version, "--force"]
     try:
         # The program beside this interpreter, with arguments that no shell reads.
-        done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)  # noqa: S603
+        done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)  # noqa: S603  # see above
     except OSError as error:
         raise PullFailed(f"viscera-export cannot be started: {error.strerror}.") from error
     if done.returncode != 0:
