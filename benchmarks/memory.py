@@ -11,32 +11,12 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import torch
-
 from benchmarks.gpu import synthetic_scan
 from benchmarks.pipeline import run
-from model_export.bundle import write_bundle
-from model_export.precisions import FP32
+from benchmarks.random_swin import random_swin
 from service.inference.bundle import default_bundle_path
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.labels import LABELS
-from training.networks.universal import TEXT_CHANNELS, UniversalModel
-from training.recipe import read_recipe
-from training.text import TextProvenance, embedding_sha256
 
 EDGE = 512
-
-
-def random_swin_bundle(folder: Path) -> Path:
-    """A bundle of the paper's Swin UNETR, every label at random."""
-    torch.manual_seed(0)
-    model = UniversalModel(read_recipe("paper_swin_unetr").model, torch.randn(len(LABELS), TEXT_CHANNELS) * 0.4)
-    text = TextProvenance("none", "random numbers for a {}", "random numbers", embedding_sha256(model.text_embedding))
-    names = tuple(label.name for label in LABELS)
-    training = {"data": "nothing: weights are random"}
-    save_checkpoint(folder / "model.pt", model.eval(), label_names=names, text=text, training=training)
-    checkpoint = load_checkpoint(folder / "model.pt")
-    return write_bundle(checkpoint, folder, name="random-swin-unetr", version="1.0.0", precisions=(FP32,))
 
 
 def main() -> None:
@@ -48,7 +28,7 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        bundles = chosen.bundles or [default_bundle_path(), random_swin_bundle(folder)]
+        bundles = chosen.bundles or [default_bundle_path(), random_swin(folder).bundle]
         scans = [folder / f"{count}.nii" for count in chosen.slices]
         for scan, count in zip(scans, chosen.slices, strict=True):
             synthetic_scan(scan, (EDGE, EDGE, count))
@@ -61,6 +41,9 @@ def main() -> None:
                 for count, peak, done in zip(chosen.slices, peaks, runs, strict=True)
             )
             print(f"{bundle.name}: {', '.join(told)}; ratio {peaks[-1] / peaks[0]:.2f}", flush=True)
+            for stage in runs[0].peak_mib_by_stage:
+                in_stage = (f"{done.peak_mib_by_stage[stage] * 1024**2 / 1e9:.2f}" for done in runs)
+                print(f"    {stage:15s} {' / '.join(in_stage)} GB", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,67 @@
-"""One scan by Viscera, in a process of its own, the stages timed: the other half of `benchmarks/pipeline.py`.
+"""One scan by Viscera, in a process of its own, the stages measured: the other half of `benchmarks/pipeline.py`.
 
 python benchmarks/ours.py CT.nii.gz --out FOLDER [--bundle BUNDLE] [--overlap 0.5] [--postprocessing reference]
+    [--precision fp32]
 """
 
 import argparse
 import json
 import resource
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from service.inference.engines import DEFAULT_PRECISION
 from service.inference.model import load_bundle
 from service.pipeline import segment_study
 from service.progress import Stage
 from service.request import PostProcessing, SegmentationRequest
 
 
+class Watch:
+    """Seconds of each stage, and the most memory (RSS, MiB) that the process had in it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peak_mib: dict[str, float] = {"opening": _peak_mib_since_last()}
+        self._stage, self._since = Stage.READING, time.perf_counter()
+
+    def __call__(self, stage: Stage, _fraction: float) -> None:
+        """A report of progress."""
+        now, last = time.perf_counter(), self._stage.value
+        self.seconds[last] = self.seconds.get(last, 0.0) + now - self._since
+        self.peak_mib[last] = max(self.peak_mib.get(last, 0.0), _peak_mib_since_last())
+        self._stage, self._since = stage, now
+
+
+def _peak_mib_since_last() -> float:
+    """The peak RSS since the last call, where the kernel lets it be reset; of the whole process elsewhere."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak_kib = int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc
+        return peak_kib / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def main() -> None:
-    """Segments one scan; prints the seconds of each stage and the peak RSS as JSON."""
+    """Segments one scan; prints the seconds and the peak RSS of each stage as JSON."""
     parser = argparse.ArgumentParser(description="One scan by Viscera.")
     parser.add_argument("scan", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, default=None)
     parser.add_argument("--overlap", type=float, default=0.5)
     parser.add_argument("--postprocessing", type=PostProcessing, default=PostProcessing.REFERENCE)
+    parser.add_argument("--precision", default=DEFAULT_PRECISION)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model = load_bundle(arguments.bundle)
-    seconds: dict[str, float] = {}
-    last, since = Stage.READING, time.perf_counter()
-
-    def watch(stage: Stage, _fraction: float) -> None:
-        nonlocal last, since
-        now = time.perf_counter()
-        seconds[last.value] = seconds.get(last.value, 0.0) + now - since
-        last, since = stage, now
-
+    model = load_bundle(arguments.bundle, precision=arguments.precision)
+    watch = Watch()
     request = SegmentationRequest(overlap=arguments.overlap, postprocessing=arguments.postprocessing)
     segment_study(arguments.scan, arguments.out, model, request, watch)
-    watch(last, 1.0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mib": round(peak)}))
+    watch(Stage.WRITING, 1.0)
+    peaks = {stage: round(peak) for stage, peak in watch.peak_mib.items()}
+    print(json.dumps({"seconds": watch.seconds, "peak_mib": max(peaks.values()), "peak_mib_by_stage": peaks}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """A study from file to files, by the published way and by Viscera, one after the other in one run.
 
-    python benchmarks/pipeline.py STUDY [--bundle BUNDLE --checkpoint WEIGHTS] [--overlap 0.5] [--out FOLDER]
+    python -m benchmarks.pipeline STUDY [--bundle BUNDLE --checkpoint WEIGHTS | --random-swin] [--overlap 0.5]
+        [--precision bf16] [--out FOLDER]
 
 Both read the same NIfTI file (a DICOM study is converted first), run the same weights with the same overlap and the
-same rules (`reference`), and write a mask for every label; Viscera writes findings, label map and picture too. Prints
-the seconds of each stage, their ratio, the peak RSS of either process, and how far the masks agree. Needs the extra
-`training`.
+same rules (`reference`), and write a mask for every label; Viscera writes findings, label map and picture too.
+`--random-swin`: a Swin UNETR of the published size with random weights. `--precision` is that of Viscera; the published
+way has fp32 alone. Prints the seconds of each stage, their ratio, the peak RSS of either process, and how far the masks
+agree. Needs the extra `training`.
 """
 
 import argparse
@@ -24,7 +26,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.random_swin import random_swin
 from service.imaging.study import read_study, read_volume, select_ct_series
+from service.inference.engines import DEFAULT_PRECISION
 from training.detection import dice
 
 STAGES = ("reading", "preprocessing", "inference", "postprocessing", "measuring", "writing")
@@ -33,11 +37,12 @@ NIFTI = (".nii", ".nii.gz")
 
 @dataclass(frozen=True)
 class Run:
-    """One process: seconds by stage, seconds and peak RSS (MiB) of all of it."""
+    """One process: seconds by stage, seconds and peak RSS (MiB) of all of it; peaks by stage where they are told."""
 
     stages: dict[str, float]
     seconds: float
     peak_mib: float
+    peak_mib_by_stage: dict[str, float]
 
 
 def as_nifti(study: Path, folder: Path) -> Path:
@@ -61,7 +66,7 @@ def run(script: str, scan: Path, out: Path, options: Sequence[str]) -> Run:
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - this interpreter, this package
     seconds = time.perf_counter() - start
     said = json.loads(finished.stdout.splitlines()[-1])
-    return Run(said["seconds"], seconds, said["peak_mib"])
+    return Run(said["seconds"], seconds, said["peak_mib"], said.get("peak_mib_by_stage", {}))
 
 
 def agreement(reference: Path, out: Path) -> dict[str, float]:
@@ -80,6 +85,8 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--bundle", type=Path, default=None)
     parser.add_argument("--checkpoint", type=Path, default=None)
+    parser.add_argument("--random-swin", action="store_true")
+    parser.add_argument("--precision", default=DEFAULT_PRECISION)
     parser.add_argument("--overlap", type=float, default=0.5)
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
@@ -87,11 +94,14 @@ def main() -> None:
         out = arguments.out or Path(scratch)
         out.mkdir(parents=True, exist_ok=True)
         scan = as_nifti(arguments.study, out)
+        if arguments.random_swin:
+            swin = random_swin(Path(scratch), bf16=arguments.precision == "bf16")
+            arguments.bundle, arguments.checkpoint = swin.bundle, swin.checkpoint
         options = ["--overlap", str(arguments.overlap)]
         options += [] if arguments.bundle is None else ["--bundle", str(arguments.bundle)]
         weights = [] if arguments.checkpoint is None else ["--checkpoint", str(arguments.checkpoint)]
         theirs = run("reference.py", scan, out / "reference", [*options, *weights])
-        ours = run("ours.py", scan, out / "viscera", options)
+        ours = run("ours.py", scan, out / "viscera", [*options, "--precision", arguments.precision])
         report(scan, theirs, ours, agreement(out / "reference", out / "viscera"))
 
 

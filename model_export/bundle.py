@@ -93,10 +93,12 @@ def write_bundle(
         raise BundleExists(f"{target.name} exists already in {out_dir}; give another version, or force to replace it.")
     check_exportable(checkpoint)
     labels = label_entries(checkpoint)
+    texts = texts or BundleTexts()
+    training = stated_training(checkpoint, texts.trained_on)
     created = created or creation_time(os.environ)
     with drafted(target) as draft:
         parities = _write_network(draft, checkpoint, precisions, scan)
-        _write_rest(draft, checkpoint, labels, name, version, texts or BundleTexts(), created, parities)
+        _write_rest(draft, checkpoint, labels, name, version, texts, training, created, parities)
     return target
 
 
@@ -204,11 +206,11 @@ def _write_rest(
     name: str,
     version: str,
     texts: BundleTexts,
+    training: JsonObject,
     created: datetime,
     parities: Sequence[PrecisionParity],
 ) -> None:
     """Writes what people read, and last the manifest."""
-    training = stated_training(checkpoint, texts.trained_on)
     trained_on = str(training["data"])
     description = texts.description or _description(checkpoint, trained_on)
     facts = CardFacts(

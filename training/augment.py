@@ -1,8 +1,8 @@
 """From a case to a training window, first half: all that is random about it, drawn as one small plan.
 
 A plan says which case is seen, in what pose, and by what scanner; `training.rendering` makes images of plans, on any
-device. A phantom's HU are all drawn; a scan keeps its own, seen by a scanner that is a little worse or set otherwise.
-Nothing here flips left and right: side is part of the label.
+device. A phantom's HU are all drawn; a scan keeps its own, seen by a scanner that is a little worse or set otherwise,
+and as often as not in another contrast phase. Nothing here flips left and right: side is part of the label.
 """
 
 from enum import StrEnum
@@ -14,15 +14,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.config import ModelConfig
-from training.label_table import STANDARD, LabelTable
+from training.label_table import STANDARD, LabelTable, from_least_specific
+from training.labels import LabelKind
 from training.phantom.render import LEAST_SIGMA, gaussian_weights, noise_gain, texture_table
-from training.phantom.tissues import Tissue, draw_phase, sample_tissue_hu
+from training.phantom.tissues import Tissue, draw_phase, enhancement_hu, sample_tissue_hu
 from training.store import Case
 
 ELASTIC_NODES = 6
 SCAN = -1  # in place of a phantom's seed
 _CODES = 256
 _LABELS_PER_FIELD = 16  # 4 bits each of an int64
+#: What enhances in an organ; those that are not here hold gas, fluid or fat, which do not.
+_PARENCHYMA = {
+    "spleen": Tissue.SPLEEN, "kidney_right": Tissue.RENAL_CORTEX, "kidney_left": Tissue.RENAL_CORTEX,
+    "esophagus": Tissue.ESOPHAGUS, "liver": Tissue.LIVER, "aorta": Tissue.AORTA,
+    "inferior_vena_cava": Tissue.VENA_CAVA, "portal_and_splenic_vein": Tissue.PORTAL_VEIN,
+    "pancreas": Tissue.PANCREAS, "adrenal_gland_right": Tissue.ADRENAL, "adrenal_gland_left": Tissue.ADRENAL,
+    "duodenum": Tissue.DUODENUM_WALL, "hepatic_vessel": Tissue.HEPATIC_VEIN, "prostate": Tissue.PROSTATE,
+    "celiac_trunk": Tissue.ARTERY,
+}  # fmt: skip
+# Shares of a portal venous enhancement: what a native scan may gain and an enhanced one lose.
+_DOSES = (-0.6, 1.1)
 
 Float32 = NDArray[np.float32]
 
@@ -39,8 +51,8 @@ class WindowPlan(NamedTuple):
 
     World position of voxel v: `center` + `matrix` (v - middle of the window) + the smooth displacement that `elastic`
     has on 6 x 6 x 6 nodes, in voxels of the case. What lies beyond the case or outside the planes `scanned` is `air`.
-    `hu`, `texture_hu` and `fields` give each code of the case its meaning; a scan has its own HU instead of the first
-    two. `along_x`, `along_y` and `along_z` are the scanner's point spread and slices, as linear maps along an axis.
+    `hu`, `texture_hu` and `fields` give each code of the case its meaning; a scan has its own HU, to which `hu` is
+    added. `along_x`, `along_y` and `along_z` are the scanner's point spread and slices, as linear maps along an axis.
     """
 
     seed: Tensor  #: int64 (): of the phantom; `SCAN` for a scan
@@ -169,6 +181,8 @@ def _seen_again(
     noise_hu = rng.gamma(2.0, 4.0) if rng.random() < 0.4 else 0.0
     gain, offset_hu = (rng.normal(1.0, 0.06), rng.normal(0.0, 12.0)) if rng.random() < 0.5 else (1.0, 0.0)
     plan = _scan_plan(case, shape, pose, scanned, table)
+    if rng.random() < 0.5:
+        plan = plan._replace(hu=other_contrast(case.labels, rng, table))
     return plan._replace(
         noise_hu=torch.tensor(noise_hu / (noise_gain(sigma) ** 3 if sigma else 1.0), dtype=torch.float32),
         noise_seed=torch.tensor(int(rng.integers(2**62))),
@@ -232,6 +246,23 @@ def _scan_plan(
         offset_hu=torch.tensor(0.0),
         supervised=torch.tensor([bool(case.supervised >> label.channel & 1) for label in table.labels]),
     )
+
+
+def other_contrast(labels: NDArray[np.uint64], rng: np.random.Generator, table: LabelTable) -> Tensor:
+    """What organs gain or lose in one other contrast phase: HU (256,) by the `labels` of each code.
+
+    Each by the same share of its enhancement, and a little at random. A lesion changes with its host, and keeps its
+    contrast.
+    """
+    dose = rng.uniform(*_DOSES)
+    gain = np.zeros(len(labels))
+    for label in from_least_specific(table):
+        if label.kind is not LabelKind.ORGAN:
+            continue
+        enhanced = enhancement_hu(_PARENCHYMA[label.name]) if label.name in _PARENCHYMA else 0.0
+        has = labels >> np.uint64(label.channel) & np.uint64(1) != 0
+        gain[has] = dose * enhanced + rng.normal(0.0, 8.0)
+    return _by_code(gain, torch.float32)
 
 
 def label_fields(labels: NDArray[np.uint64], count: int) -> Tensor:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -73,6 +73,7 @@ def _looks(settings: Settings) -> tuple[Callable[[], Iterator[Check]], ...]:
         lambda: check_database(settings),
         lambda: check_broker(settings),
         lambda: check_default_model(settings),
+        lambda: check_precision(settings),
     )
 
 
@@ -232,6 +233,27 @@ def check_default_model(settings: Settings) -> Iterator[Check]:
         yield Check("default model", Verdict.MISSING, f"cannot be opened ({error})", "Install what is missing above.")
     else:
         yield Check("default model", Verdict.OK, f"{entry.id}, self-test passed with {model.predictor.engine.name}")
+
+
+def check_precision(settings: Settings) -> Iterator[Check]:
+    """Whether the default model offers a precision that this processor computes faster than the one it is asked for."""
+    try:
+        from service.inference.bundle import open_bundle
+        from service.inference.engines import DEFAULT_PRECISION, EngineName, open_engine
+
+        bundle = open_bundle(Catalog.from_settings(settings).find().path)
+        used = open_engine(bundle, settings.engine, precision=settings.precision, threads=settings.threads)
+    except (VisceraError, ImportError):
+        return  # the default model's own check says it
+    if (used.name, used.precision) != (EngineName.OPENVINO, DEFAULT_PRECISION):
+        return
+    for precision in bundle.manifest.precisions:
+        if precision.hint is None:
+            continue
+        with suppress(VisceraError):
+            open_engine(bundle, EngineName.OPENVINO, precision=precision.name, threads=settings.threads)
+            detail = f"this processor computes in {precision.name}, in which {bundle.manifest.name} is faster"
+            yield Check("precision", Verdict.NOTE, detail, f"Set VISCERA_PRECISION to {precision.name} to use it.")
 
 
 def _first_line(error: Exception) -> str:

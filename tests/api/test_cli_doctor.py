@@ -3,11 +3,15 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from service.cli import app, doctor
+from service.errors import EngineUnavailable
+from service.inference import engines
+from service.inference.engines import EngineName
 from service.settings import Settings
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -126,3 +130,22 @@ def test_a_gpu_that_cannot_be_used_is_noted_and_missing_only_where_it_is_asked_f
     assert missing.verdict is doctor.Verdict.MISSING
     assert "without TensorrtExecutionProvider" in missing.detail
     assert "VISCERA_ENGINE" in missing.remedy
+
+
+def test_a_faster_precision_of_this_processor_is_noted_until_it_is_used(settings):
+    opened = []
+
+    def open_engine(bundle, name=EngineName.AUTO, *, precision="fp32", **_options):
+        if precision == "bf16" and not opened:
+            raise EngineUnavailable("openvino cannot run bf16 (this processor does not compute in bf16).")
+        return SimpleNamespace(name="openvino", precision=precision)
+
+    settings.setattr(engines, "open_engine", open_engine)
+
+    assert list(doctor.check_precision(Settings())) == []
+    opened.append("another processor")
+    (noted,) = doctor.check_precision(Settings())
+    assert list(doctor.check_precision(Settings(precision="bf16"))) == []
+
+    assert noted.verdict is doctor.Verdict.NOTE
+    assert "VISCERA_PRECISION to bf16" in noted.remedy

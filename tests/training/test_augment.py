@@ -6,7 +6,17 @@ import torch
 from scipy import ndimage
 
 from tests.support.training import TINY_CONFIG, bits, box_case
-from training.augment import WindowPlan, _draw_scanned, draw_plan, label_fields, plain_plan, point_spread, thick_slices
+from training.augment import (
+    WindowPlan,
+    _draw_scanned,
+    draw_plan,
+    label_fields,
+    other_contrast,
+    plain_plan,
+    point_spread,
+    thick_slices,
+)
+from training.label_table import STANDARD
 from training.labels import LABELS
 
 
@@ -87,3 +97,19 @@ def test_share_of_windows_around_lesions_and_anywhere() -> None:
 
     assert share((1.0, 0.0)) == 1.0
     assert share((0.0, 0.0)) < 0.6
+
+
+def test_another_contrast_changes_a_lesion_as_its_host_and_a_vessel_on_its_own() -> None:
+    names = ((), ("liver",), ("liver", "liver_tumor"), ("liver", "hepatic_vessel"), ("aorta",), ("colon",))
+    labels = np.array([bits(*of_code) for of_code in names], np.uint64)
+    gained = torch.stack([other_contrast(labels, np.random.default_rng(seed), STANDARD) for seed in range(400)])
+    assert gained.shape == (400, 256)
+    assert (gained[:, 0] == 0).all()
+    assert (gained[:, len(labels) :] == 0).all()
+    torch.testing.assert_close(gained[:, 1], gained[:, 2], rtol=0.0, atol=0.0)
+    assert (gained[:, 1] != gained[:, 3]).all()
+    # Blood gains most, and with it all that enhances; what holds gas and stool only strays.
+    assert gained[:, 4].max() > 100.0
+    assert gained[:, 4].min() < -50.0
+    assert torch.corrcoef(gained[:, [1, 4]].T)[0, 1] > 0.7
+    assert gained[:, 5].abs().max() < 40.0

@@ -225,6 +225,12 @@ def sample_tissue_hu(rng: np.random.Generator, phase: Phase) -> NDArray[np.float
     return hu
 
 
+def enhancement_hu(tissue: Tissue) -> float:
+    """How much brighter a tissue is in the portal venous phase than without contrast medium."""
+    row = _HU[tissue]
+    return float(row[_COLUMN[Phase.PORTAL]] - row[_COLUMN[Phase.NATIVE]])
+
+
 def _enhance(hu: NDArray[np.float32], rng: np.random.Generator, phase: Phase) -> None:
     """One dose for the whole patient: all blood and organs enhance more, or less, together; blood stays one blood."""
     blood = float(rng.normal(42, 5))
