@@ -38,7 +38,14 @@ from training.precision import mixed_precision
 from training.provenance import describe_run
 from training.recipe import Recipe
 from training.rendering import Batch
-from training.samples import first_windows, loader_processes, training_batches, validation_batches
+from training.samples import (
+    Cases,
+    NumberedPlans,
+    first_windows,
+    loader_processes,
+    training_batches,
+    validation_batches,
+)
 from training.store import build_phantom_store, drawing_beside
 from training.text import TextProvenance
 from training.warm_start import renew_heads, settle_norms, start_from_bundle, start_from_checkpoint
@@ -94,6 +101,7 @@ def train(
     """
     assembly = None if scans is None else open_assembly(scans)
     _check_rows(text_embedding, labels_of(assembly))
+    _check_cases(recipe, run, assembly)
     with joined_processes() as part:
         _train(recipe, (text_embedding, text), run, start_from, assembly, part)
     return run.final
@@ -193,6 +201,13 @@ def _check_rows(text_embedding: Tensor, table: LabelTable) -> None:
         raise OtherLabels(
             f"Text features of {len(text_embedding)} labels for a store of {len(table.labels)}; see `run_text`."
         )
+
+
+def _check_cases(recipe: Recipe, run: RunFolder, scans: Assembly | None) -> None:
+    """Raises NoCases before the first step and not at the first validation."""
+    NumberedPlans(Cases.to_train_on(run.store, recipe, scans), recipe)
+    if recipe.validation_samples:
+        NumberedPlans(Cases.to_validate_on(run.store, recipe, scans), recipe)
 
 
 def _losses(

@@ -18,6 +18,8 @@ from training.recipe import EvenOver, Recipe
 from training.rendering import Batch, render
 from training.samples import Cases, NumberedPlans, training_batches, validation_batches
 from training.store import Case, encode_case, open_case, scan_names, write_case
+from training.text import random_text_embedding
+from training.train import RunFolder, train
 
 CPU = torch.device("cpu")
 
@@ -197,5 +199,24 @@ def test_a_recipe_that_shows_scans_needs_some(recipe: Recipe, tmp_path: Path) ->
     with pytest.raises(NoCases, match="shows scans; give the store"):
         list(training_batches(tmp_path / "phantoms", recipe, 0, CPU))
     only_training = write_assembly(tmp_path / "store", {"own": 1})
+    nothing_else = recipe.model_copy(update={"scans": 1.0})
     with pytest.raises(NoCases, match="no scans for validation"):
-        list(validation_batches(tmp_path / "phantoms", recipe, CPU, scans=only_training))
+        list(validation_batches(tmp_path / "phantoms", nothing_else, CPU, scans=only_training))
+
+
+def test_a_recipe_of_scans_alone_without_any_to_validate_on_is_refused_before_it_begins(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_training = write_assembly(tmp_path / "store", {"own": 1})
+    monkeypatch.setattr("training.train.open_assembly", lambda _store: only_training)
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(NoCases, match="no scans for validation"):
+        train(recipe.model_copy(update={"scans": 1.0}), *random_text_embedding(0), run, scans=only_training.store)
+    assert not run.path.exists()
+
+
+def test_validation_shows_phantoms_alone_where_the_split_got_no_scan(recipe: Recipe, tmp_path: Path) -> None:
+    only_training = write_assembly(tmp_path / "store", {"own": 1})
+    shown = list(validation_batches(tmp_path / "phantoms", recipe, CPU, scans=only_training))
+    assert len(shown) == recipe.validation_samples
+    assert all(supervised.all() for _, _, supervised in shown)
