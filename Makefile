@@ -112,14 +112,12 @@ chaos: $(VENV)/.dev ## 200 jobs while workers are killed, Redis and PostgreSQL g
 fuzz: $(VENV)/.dev ## read 20,000 DICOM and NIfTI files with mutated headers; minutes
 	$(BIN)/python -m pytest -m slow tests/imaging/test_header_fuzz.py
 
-# glibc gives large tensors back to the system at every step otherwise: a seventh of the time (measured on two cores).
-KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 TEXT_OPTION := $(if $(TEXT_EMBEDDINGS),--text-embeddings $(TEXT_EMBEDDINGS))
 
 train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file); minutes on a GPU, very long on a CPU
-	$(KEEP_MEMORY) $(BIN)/viscera-train train --run runs/first --recipe default_compact $(TEXT_OPTION)
+	$(BIN)/viscera-train train --run runs/first --recipe default_compact $(TEXT_OPTION)
 	mkdir -p runs/default && ln -sfn ../first/store runs/default/store
-	$(KEEP_MEMORY) $(BIN)/viscera-train train --run runs/default --recipe default_compact_refine $(TEXT_OPTION) \
+	$(BIN)/viscera-train train --run runs/default --recipe default_compact_refine $(TEXT_OPTION) \
 	  --start-from runs/first/model.pt
 	$(BIN)/viscera-train calibrate runs/default/model.pt --store runs/first/store --out runs/default/calibrated.pt
 	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out runs/bundle --name viscera-compact --version 2.1.0 --force

@@ -47,6 +47,7 @@ def train_command(
     Several processes share each batch when started by `torchrun`.
     """
     from training.assembly import labels_of, open_assembly
+    from training.memory import keep_freed_memory
     from training.recipe import read_recipe
     from training.run_text import run_text
     from training.train import RunFolder, train
@@ -58,6 +59,7 @@ def train_command(
         console.print("No --text-embeddings: the labels are told apart by random vectors, not by language.")
     elif text.drawn:
         console.print(f"No text features of {', '.join(text.drawn)}: told apart by random vectors, not by language.")
+    keep_freed_memory()
     finished = train(settings, text.embedding, text.provenance, RunFolder(run), start_from=start_from, scans=store)
     console.print(f"Checkpoint: {finished}")
 
