@@ -112,17 +112,22 @@ chaos: $(VENV)/.dev ## 200 jobs while workers are killed, Redis and PostgreSQL g
 fuzz: $(VENV)/.dev ## read 20,000 DICOM and NIfTI files with mutated headers; minutes
 	$(BIN)/python -m pytest -m slow tests/imaging/test_header_fuzz.py
 
+BUNDLE := 2.2.0
 TEXT_OPTION := $(if $(TEXT_EMBEDDINGS),--text-embeddings $(TEXT_EMBEDDINGS))
 
-train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file); minutes on a GPU, very long on a CPU
+train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file EXAMPLE_CT=folder); long on a CPU
+	@test -d "$(EXAMPLE_CT)" || { echo "EXAMPLE_CT=folder with example_ct.nii.gz and its labels: training/recipes/example_ct.yaml"; exit 2; }
 	$(BIN)/viscera-train train --run runs/first --recipe default_compact $(TEXT_OPTION)
-	mkdir -p runs/default && ln -sfn ../first/store runs/default/store
-	$(BIN)/viscera-train train --run runs/default --recipe default_compact_refine $(TEXT_OPTION) \
-	  --start-from runs/first/model.pt
+	mkdir -p runs/refined runs/default && for run in refined default; do ln -sfn ../first/store runs/$$run/store; done
+	$(BIN)/viscera-train train --run runs/refined --recipe default_compact_refine $(TEXT_OPTION) --start-from runs/first/model.pt
+	$(BIN)/viscera-train harmonize "$(EXAMPLE_CT)" --as training/recipes/example_ct.yaml --recipe default_compact_lesions \
+	  --out runs/scans
+	$(BIN)/viscera-train train --run runs/default --recipe default_compact_lesions $(TEXT_OPTION) --store runs/scans \
+	  --start-from runs/refined/model.pt
 	$(BIN)/viscera-train calibrate runs/default/model.pt --store runs/first/store --out runs/default/calibrated.pt
-	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out runs/bundle --name viscera-compact --version 2.1.0 --force
-	$(BIN)/viscera-train evaluate --bundle runs/bundle/viscera-compact-2.1.0 --scans 20 --out runs/evaluation
-	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out service/bundles --name viscera-compact --version 2.1.0 \
+	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out runs/bundle --name viscera-compact --version $(BUNDLE) --force
+	$(BIN)/viscera-train evaluate --bundle runs/bundle/viscera-compact-$(BUNDLE) --scans 20 --out runs/evaluation
+	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out service/bundles --name viscera-compact --version $(BUNDLE) \
 	  --evaluation runs/evaluation/evaluation.md --force
 
 clean: ## remove what the targets made, but not .venv

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model_export.card import INTENDED_USE, CardFacts, on_phantoms, render_card
+from model_export.card import INTENDED_USE, CardFacts, in_short, on_phantoms, render_card
 from model_export.errors import BundleExists, CheckpointRefused, ExportError
 from model_export.half import write_half
 from model_export.head import FoldedHead, fold_head, write_head
@@ -296,7 +296,7 @@ def stated_training(checkpoint: Checkpoint, trained_on: str | None) -> JsonObjec
 
 def _description(checkpoint: Checkpoint, trained_on: str) -> str:
     count, architecture = len(checkpoint.label_names), checkpoint.config.architecture
-    purpose = " Trained on procedural phantoms, for demonstration and tests." if on_phantoms(trained_on) else ""
+    purpose = f" {in_short(trained_on).capitalize()}, for demonstration and tests." if on_phantoms(trained_on) else ""
     return (
         f"CLIP-Driven Universal Model, {count} labels of abdominal and thoracic CT, backbone {architecture}.{purpose}"
     )

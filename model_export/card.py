@@ -14,7 +14,7 @@ INTENDED_USE = "Research only. Not a medical device: not for diagnosis, treatmen
 NOT_EVALUATED = "Not evaluated: no evaluation was given at export."
 
 _PHANTOM_NOTE = """\
-The weights were trained on procedural phantoms, for demonstration and tests. Results on phantoms say
+The weights were {trained_on}, for demonstration and tests. Results on phantoms say
 that the software works; they say nothing about how well the method does on patients."""
 _PHANTOM_LIMITS = """\
 - Real anatomy, disease, contrast timing and artefacts differ from the phantoms: on real CT expect missed organs, false
@@ -54,6 +54,11 @@ def on_phantoms(trained_on: str) -> bool:
     return "phantom" in trained_on.lower()
 
 
+def in_short(trained_on: str) -> str:
+    """That it was trained on phantoms, or mostly on them: where scans are among the data, in the words of a run."""
+    return f"trained {'mostly ' if 'scans of' in trained_on else ''}on procedural phantoms"
+
+
 def render_card(checkpoint: Checkpoint, facts: CardFacts, labels: Sequence[JsonObject]) -> str:
     """The card as Markdown; the same checkpoint and facts give the same text. `labels` are the manifest's entries."""
     config, model, text = checkpoint.config, checkpoint.model, checkpoint.text
@@ -65,7 +70,7 @@ def render_card(checkpoint: Checkpoint, facts: CardFacts, labels: Sequence[JsonO
         intended_use=facts.intended_use,
         description=facts.description,
         trained_on=f"Trained on: {facts.trained_on}",
-        data_note=_PHANTOM_NOTE if phantoms else _OTHER_NOTE,
+        data_note=_PHANTOM_NOTE.format(trained_on=in_short(facts.trained_on)) if phantoms else _OTHER_NOTE,
         architecture=config.architecture,
         backbone_parameters=f"{exported_parameters(model):,}",
         feature_stride=model.feature_stride,

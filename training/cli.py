@@ -134,6 +134,7 @@ def calibrate_command(
 
     from training.calibrate import calibrate
     from training.checkpoint import load_checkpoint, save_checkpoint
+    from training.memory import keep_freed_memory
     from training.recipe import FIRST_CALIBRATION_SEED, read_recipe
     from training.run_text import text_of_the_32
     from training.store import build_phantom_store
@@ -144,6 +145,7 @@ def calibrate_command(
         trained = open_bundle(weights, settings.model, *text_of_the_32(settings, text_embeddings))
     else:
         trained = load_checkpoint(weights)
+    keep_freed_memory()
     seeds = range(FIRST_CALIBRATION_SEED, FIRST_CALIBRATION_SEED + phantoms)
     build_phantom_store(store, seeds, trained.config.spacing_mm[0])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -140,6 +140,9 @@ def test_a_faster_precision_of_this_processor_is_noted_until_it_is_used(settings
             raise EngineUnavailable("openvino cannot run bf16 (this processor does not compute in bf16).")
         return SimpleNamespace(name="openvino", precision=precision)
 
+    offered = [SimpleNamespace(name="fp32", hint=None), SimpleNamespace(name="bf16", hint="bf16")]
+    manifest = SimpleNamespace(name="viscera-compact", precisions=offered)
+    settings.setattr("service.inference.bundle.open_bundle", lambda _path: SimpleNamespace(manifest=manifest))
     settings.setattr(engines, "open_engine", open_engine)
 
     assert list(doctor.check_precision(Settings())) == []
