@@ -8,7 +8,7 @@ the same whatever ran in front of it.
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from model_export.engines import Array, Backbone, available_engines, open_backbone, reason_against, torch_inference
 from model_export.errors import ParityError
@@ -58,9 +57,8 @@ class EngineParity:
     """How far one engine in one precision is from torch.
 
     Errors are the worst over all windows; `max_relative_error` is NaN where logits are not finite, and occurred on
-    `worst_window`. `dice` is by label, over the voxels (of the model grid, where masks are made) of all measuring
-    windows, of which there are `windows`; a label that neither torch nor the engine predicts is not in it. Seconds are
-    for one such window.
+    `worst_window`. `dice` is by label, over the voxels (of the features' grid) of all measuring windows, of which there
+    are `windows`; a label that neither torch nor the engine predicts is not in it. Seconds are for one such window.
     `unsteady` are windows that were left out: one value everywhere, on which torch itself is off by its own rounding.
     """
 
@@ -194,26 +192,22 @@ def relative_error(measured: NDArray[np.floating], reference: NDArray[np.floatin
 
 
 class MaskAgreement:
-    """Dice of the masks of two sets of logits, by label, gathered window by window.
-
-    Masks are made as in the service: logits are upsampled to the window's grid, linearly, before they are cut. On the
-    features' own grid a small organ is so few voxels that one of them decides.
-    """
+    """Dice of the masks of two sets of logits, by label, gathered window by window."""
 
     def __init__(self, thresholds: Mapping[str, float]) -> None:
         """`thresholds` of the probability, by label, in the order of the logits; a voxel above it is in the mask."""
         self._labels = tuple(thresholds)
         cuts = [math.log(threshold / (1.0 - threshold)) for threshold in thresholds.values()]
-        self._cuts = np.array(cuts, dtype=np.float32)
+        self._cuts = np.array(cuts, dtype=np.float32).reshape(-1, 1, 1, 1)
         self._both = np.zeros(len(cuts), dtype=np.int64)
         self._sum = np.zeros(len(cuts), dtype=np.int64)
 
-    def add(self, logits: Array, reference: Array, shape: Sequence[int]) -> None:
-        """One more pair of logits (B,C,D,H,W) of the same windows, which have `shape`."""
-        for label, cut in enumerate(self._cuts):
-            mine, theirs = (_upsampled(values[:, label], shape) > cut for values in (logits, reference))
-            self._both[label] += np.count_nonzero(mine & theirs)
-            self._sum[label] += np.count_nonzero(mine) + np.count_nonzero(theirs)
+    def add(self, logits: Array, reference: Array) -> None:
+        """One more pair of logits (B,C,D,H,W) of the same windows."""
+        mine, theirs = logits > self._cuts, reference > self._cuts
+        axes = (0, 2, 3, 4)
+        self._both += np.count_nonzero(mine & theirs, axis=axes)
+        self._sum += np.count_nonzero(mine, axis=axes) + np.count_nonzero(theirs, axis=axes)
 
     @property
     def dice(self) -> dict[str, float]:
@@ -248,7 +242,7 @@ def _measure(
         errors[name] = error
         drift = max(drift, float(np.abs(_probability(logits) - _probability(expected)).max()))
         if name in real:
-            agreement.add(logits, expected, window.shape[2:])
+            agreement.add(logits, expected)
             seconds.append(elapsed)
     # NaN is no larger than anything; it has to win nevertheless.
     worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
@@ -281,16 +275,6 @@ def _is_unsteady(name: str, error: float, precision: Precision, reference: Refer
 
 def _numbered(measuring: MeasuringWindows, number: int) -> str:
     return f"{measuring.source} {number + 1}"
-
-
-def _upsampled(values: Array, shape: Sequence[int]) -> Array:
-    """Values (B,*grid) on a grid of `shape` that covers the same; the middle of a voxel is where its value holds."""
-    if values.shape[1:] == tuple(shape):
-        return values
-    on_grid: Array = functional.interpolate(
-        torch.from_numpy(values)[:, None], size=tuple(shape), mode="trilinear", align_corners=False
-    )[:, 0].numpy()
-    return on_grid
 
 
 def _probability(logits: Array) -> Array:

@@ -171,17 +171,9 @@ def test_dice_by_hand() -> None:
         return np.array(rows, np.float32).reshape(1, 3, 2, 1, 1)
 
     agreement = MaskAgreement({"liver": 0.5, "spleen": 0.5, "aorta": 0.9})
-    agreement.add(logits((1, 1), (-1, -1), (2, 2)), logits((1, -1), (-1, -1), (2, 2)), (2, 1, 1))
-    agreement.add(logits((0, -1), (-1, -1), (3, 3)), logits((0, 0), (-1, -1), (3, 3)), (2, 1, 1))
+    agreement.add(logits((1, 1), (-1, -1), (2, 2)), logits((1, -1), (-1, -1), (2, 2)))
+    agreement.add(logits((0, -1), (-1, -1), (3, 3)), logits((0, 0), (-1, -1), (3, 3)))
     assert agreement.dice == {"liver": 2 / 3, "aorta": 1.0}
-
-
-def test_masks_are_compared_on_the_grid_of_the_window() -> None:
-    """(1, -1) on a grid twice as fine is (1, 0.5, -0.5, -1), and (4, -1) is (4, 2.75, 0.25, -1): 2 and 3 voxels."""
-    agreement = MaskAgreement({"liver": 0.5})
-    one, other = (np.array(values, np.float32).reshape(1, 1, 2, 1, 1) for values in ((1, -1), (4, -1)))
-    agreement.add(one, other, (4, 1, 1))
-    assert agreement.dice == {"liver": 0.8}
 
 
 def test_dice_is_not_rounded_up() -> None:
