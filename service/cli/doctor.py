@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -19,6 +20,10 @@ from service.errors import VisceraError
 from service.jobs.queue import JobQueue
 from service.jobs.store import JobStore
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.inference.bundle import Bundle
+    from service.inference.engines import Engine
 
 PYTHON = (3, 11)
 DISTRIBUTION = "viscera"
@@ -73,7 +78,6 @@ def _looks(settings: Settings) -> tuple[Callable[[], Iterator[Check]], ...]:
         lambda: check_database(settings),
         lambda: check_broker(settings),
         lambda: check_default_model(settings),
-        lambda: check_precision(settings),
     )
 
 
@@ -233,25 +237,20 @@ def check_default_model(settings: Settings) -> Iterator[Check]:
         yield Check("default model", Verdict.MISSING, f"cannot be opened ({error})", "Install what is missing above.")
     else:
         yield Check("default model", Verdict.OK, f"{entry.id}, self-test passed with {model.predictor.engine.name}")
+        yield from _faster_precision(model.bundle, model.predictor.engine, settings.threads)
 
 
-def check_precision(settings: Settings) -> Iterator[Check]:
-    """Whether the default model offers a precision that this processor computes faster than the one it is asked for."""
-    try:
-        from service.inference.bundle import open_bundle
-        from service.inference.engines import DEFAULT_PRECISION, EngineName, open_engine
+def _faster_precision(bundle: "Bundle", used: "Engine", threads: int | None) -> Iterator[Check]:
+    """A precision that the model offers and this processor computes faster than the one in use."""
+    from service.inference.engines import DEFAULT_PRECISION, EngineName, open_engine
 
-        bundle = open_bundle(Catalog.from_settings(settings).find().path)
-        used = open_engine(bundle, settings.engine, precision=settings.precision, threads=settings.threads)
-    except (VisceraError, ImportError):
-        return  # the default model's own check says it
     if (used.name, used.precision) != (EngineName.OPENVINO, DEFAULT_PRECISION):
         return
     for precision in bundle.manifest.precisions:
         if precision.hint is None:
             continue
         with suppress(VisceraError):
-            open_engine(bundle, EngineName.OPENVINO, precision=precision.name, threads=settings.threads)
+            open_engine(bundle, EngineName.OPENVINO, precision=precision.name, threads=threads)
             detail = f"this processor computes in {precision.name}, in which {bundle.manifest.name} is faster"
             yield Check("precision", Verdict.NOTE, detail, f"Set VISCERA_PRECISION to {precision.name} to use it.")
 

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from service.cli import app, doctor
 from service.errors import EngineUnavailable
 from service.inference import engines
-from service.inference.engines import EngineName
 from service.settings import Settings
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -132,23 +131,23 @@ def test_a_gpu_that_cannot_be_used_is_noted_and_missing_only_where_it_is_asked_f
     assert "VISCERA_ENGINE" in missing.remedy
 
 
-def test_a_faster_precision_of_this_processor_is_noted_until_it_is_used(settings):
-    opened = []
+def test_a_faster_precision_of_this_processor_is_noted_until_it_is_used(monkeypatch):
+    computes = {"fp32"}
 
-    def open_engine(bundle, name=EngineName.AUTO, *, precision="fp32", **_options):
-        if precision == "bf16" and not opened:
-            raise EngineUnavailable("openvino cannot run bf16 (this processor does not compute in bf16).")
-        return SimpleNamespace(name="openvino", precision=precision)
+    def open_engine(_bundle, name, *, precision, **_options):
+        if precision not in computes:
+            raise EngineUnavailable(f"{name} cannot run {precision} (this processor does not compute in {precision}).")
 
     offered = [SimpleNamespace(name="fp32", hint=None), SimpleNamespace(name="bf16", hint="bf16")]
-    manifest = SimpleNamespace(name="viscera-compact", precisions=offered)
-    settings.setattr("service.inference.bundle.open_bundle", lambda _path: SimpleNamespace(manifest=manifest))
-    settings.setattr(engines, "open_engine", open_engine)
+    bundle = SimpleNamespace(manifest=SimpleNamespace(name="viscera-compact", precisions=offered))
+    monkeypatch.setattr(engines, "open_engine", open_engine)
 
-    assert list(doctor.check_precision(Settings())) == []
-    opened.append("another processor")
-    (noted,) = doctor.check_precision(Settings())
-    assert list(doctor.check_precision(Settings(precision="bf16"))) == []
+    def noted(engine, precision):
+        return list(doctor._faster_precision(bundle, SimpleNamespace(name=engine, precision=precision), None))
 
-    assert noted.verdict is doctor.Verdict.NOTE
-    assert "VISCERA_PRECISION to bf16" in noted.remedy
+    assert noted("openvino", "fp32") == []
+    computes.add("bf16")
+    assert noted("openvino", "bf16") == noted("onnxruntime", "fp32") == []
+    (note,) = noted("openvino", "fp32")
+    assert note.verdict is doctor.Verdict.NOTE
+    assert "VISCERA_PRECISION to bf16" in note.remedy
