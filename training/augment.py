@@ -21,7 +21,6 @@ from training.phantom.tissues import Tissue, draw_phase, enhancement_hu, sample_
 from training.store import Case
 
 ELASTIC_NODES = 6
-SCAN = -1  # in place of a phantom's seed
 _CODES = 256
 _LABELS_PER_FIELD = 16  # 4 bits each of an int64
 #: What enhances in an organ; those that are not here hold gas, fluid or fat, which do not.
@@ -55,7 +54,7 @@ class WindowPlan(NamedTuple):
     added. `along_x`, `along_y` and `along_z` are the scanner's point spread and slices, as linear maps along an axis.
     """
 
-    seed: Tensor  #: int64 (): of the phantom; `SCAN` for a scan
+    number: Tensor  #: int64 (): of the case, as the caller numbers its cases
     center: Tensor  #: float32 (3,)
     matrix: Tensor  #: float32 (3,3)
     elastic: Tensor  #: float32 (3,6,6,6)
@@ -81,18 +80,18 @@ def draw_plan(
     rng: np.random.Generator,
     *,
     around: tuple[float, float] = (0.4, 0.4),
-    seed: int = 0,
+    number: int = 0,
     augmentation: Augmentation = Augmentation.MODERN,
     table: LabelTable = STANDARD,
 ) -> WindowPlan:
     """A random window of `patch`^3 voxels of the case, in a random pose, as one random acquisition.
 
     `around` is how often the window lies around a lesion and how often around a voxel of any label, each as likely;
-    else it lies anywhere in the patient. `seed` is the name of the case, passed on. `augmentation` is of scans.
+    else it lies anywhere in the patient. `number` is passed on. `augmentation` is of scans.
     `table` has the labels of the model, at least those of the case.
     """
     if case.hu is not None and augmentation is Augmentation.PAPER:
-        return _paper_plan(case, config, patch, around, rng, table)
+        return _paper_plan(number, case, config, patch, around, rng, table)
     center = _draw_center(case, around, rng, table) + rng.uniform(-0.28, 0.28, 3) * patch
     matrix = _draw_matrix(rng)
     elastic = np.zeros((3, *[ELASTIC_NODES] * 3), np.float32)
@@ -100,24 +99,22 @@ def draw_plan(
         elastic = rng.normal(0.0, rng.uniform(0.5, 2.5), elastic.shape).astype(np.float32)
     scanned = _draw_scanned(patch, rng)
     if case.hu is not None:
-        return _seen_again(case, config, (patch,) * 3, (center, matrix, elastic), scanned, rng, table)
-    return _acquired(seed, case, config, (patch,) * 3, (center, matrix, elastic), scanned, rng, table)
+        return _seen_again(number, case, config, (patch,) * 3, (center, matrix, elastic), scanned, rng, table)
+    return _acquired(number, case, config, (patch,) * 3, (center, matrix, elastic), scanned, rng, table)
 
 
-def plain_plan(
-    case: Case, config: ModelConfig, shape: tuple[int, int, int], rng: np.random.Generator, *, seed: int = 0
-) -> WindowPlan:
+def plain_plan(case: Case, config: ModelConfig, shape: tuple[int, int, int], rng: np.random.Generator) -> WindowPlan:
     """The case as it lies, from its first voxel on and filled up with air to `shape`: a phantom as one random
     acquisition, a scan as it is."""
     center = (np.array(shape) - 1) / 2.0
     elastic = np.zeros((3, *[ELASTIC_NODES] * 3), np.float32)
     if case.hu is not None:
-        return _scan_plan(case, shape, (center, np.eye(3), elastic), (0, shape[2]), STANDARD)
-    return _acquired(seed, case, config, shape, (center, np.eye(3), elastic), (0, shape[2]), rng, STANDARD)
+        return _scan_plan(0, case, shape, (center, np.eye(3), elastic), (0, shape[2]), STANDARD)
+    return _acquired(0, case, config, shape, (center, np.eye(3), elastic), (0, shape[2]), rng, STANDARD)
 
 
 def _acquired(
-    seed: int,
+    number: int,
     case: Case,
     config: ModelConfig,
     shape: tuple[int, int, int],
@@ -140,7 +137,7 @@ def _acquired(
     gain, offset_hu = (rng.normal(1.0, 0.05), rng.normal(0.0, 8.0)) if rng.random() < 0.3 else (1.0, 0.0)
     center, matrix, elastic = pose
     return WindowPlan(
-        seed=torch.tensor(seed),
+        number=torch.tensor(number),
         center=torch.tensor(center, dtype=torch.float32),
         matrix=torch.tensor(matrix, dtype=torch.float32),
         elastic=torch.from_numpy(elastic),
@@ -162,6 +159,7 @@ def _acquired(
 
 
 def _seen_again(
+    number: int,
     case: Case,
     config: ModelConfig,
     shape: tuple[int, int, int],
@@ -180,7 +178,7 @@ def _seen_again(
         along[2] = thick_slices(shape[2], float(rng.uniform(1.3, 2.7))) @ along[2]
     noise_hu = rng.gamma(2.0, 4.0) if rng.random() < 0.4 else 0.0
     gain, offset_hu = (rng.normal(1.0, 0.06), rng.normal(0.0, 12.0)) if rng.random() < 0.5 else (1.0, 0.0)
-    plan = _scan_plan(case, shape, pose, scanned, table)
+    plan = _scan_plan(number, case, shape, pose, scanned, table)
     if rng.random() < 0.5:
         plan = plan._replace(hu=other_contrast(case.labels, rng, table))
     return plan._replace(
@@ -195,6 +193,7 @@ def _seen_again(
 
 
 def _paper_plan(
+    number: int,
     case: Case,
     config: ModelConfig,
     patch: int,
@@ -211,13 +210,14 @@ def _paper_plan(
         quarter = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
         matrix = np.linalg.matrix_power(quarter, int(rng.integers(1, 4)))
     elastic = np.zeros((3, *[ELASTIC_NODES] * 3), np.float32)
-    plan = _scan_plan(case, (patch,) * 3, (center, matrix, elastic), (0, patch), table)
+    plan = _scan_plan(number, case, (patch,) * 3, (center, matrix, elastic), (0, patch), table)
     low, high = config.intensity_range_hu
     shift = rng.uniform(-0.1, 0.1) * (high - low) if rng.random() < 0.2 else 0.0
     return plan._replace(offset_hu=torch.tensor(shift, dtype=torch.float32))
 
 
 def _scan_plan(
+    number: int,
     case: Case,
     shape: tuple[int, int, int],
     pose: tuple[NDArray[np.float64], NDArray[np.float64], Float32],
@@ -228,7 +228,7 @@ def _scan_plan(
     center, matrix, elastic = pose
     along = [torch.eye(size) for size in shape]
     return WindowPlan(
-        seed=torch.tensor(SCAN),
+        number=torch.tensor(number),
         center=torch.tensor(center, dtype=torch.float32),
         matrix=torch.tensor(matrix, dtype=torch.float32),
         elastic=torch.from_numpy(elastic),

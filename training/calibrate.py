@@ -30,7 +30,7 @@ from training.detection import LEAST_LESION_ML, bounding_box, count_detections
 from training.labels import BY_NAME, LABELS, LESIONS, ORGANS, Label
 from training.networks.universal import UniversalModel
 from training.precision import mixed_precision
-from training.rendering import render
+from training.rendering import Voxels, render
 from training.store import Case, open_case
 
 UNDECIDED = 0.5
@@ -124,7 +124,7 @@ def see_whole_case(model: UniversalModel, case: Case, rng: np.random.Generator, 
     tick = model.backbone.size_multiple
     x, y, z = (-(-size // tick) * tick for size in case.codes.shape)
     plan = default_collate([plain_plan(case, model.config, (x, y, z), rng)])
-    image, occupancy, supervised = render(plan, [torch.from_numpy(case.codes).to(device)], model.config)
+    image, occupancy, supervised = render(plan, [Voxels.of(case).to(device)], model.config)
 
     def predict(window: Tensor) -> Tensor:
         with mixed_precision(device):

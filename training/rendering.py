@@ -1,13 +1,13 @@
 """From a case to a training window, second half: images and occupancies of plans, on the training's device.
 
-On a GPU the phantoms stay in its memory, so that it waits for no loader: what travels at each step are plans, some kB.
-Scans are more than it holds: loaders render their windows.
+On a GPU the cases stay in its memory, so that it waits for no loader: what travels at each step are plans, some kB.
 
 Legend: B windows of X x Y x Z voxels; C labels; codes, plans: `training.store`, `training.augment`.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from training.augment import ELASTIC_NODES, WindowPlan
 from training.config import ModelConfig
+from training.store import Case
 
 Batch = tuple[Tensor, Tensor, Tensor]  # image (B,1,D,H,W) float32, occupancy (B,C,..) uint8 0..8, supervised (B,C) bool
 
@@ -23,46 +24,60 @@ _TEXTURE_VOXELS = 3  # between the nodes of the slow texture
 _TEXTURE_GAIN = 1.8  # linear interpolation between nodes averages them: brings the deviation back to about 1
 
 
-class CaseMemory:
-    """Codes of cases on a device, as many as fit into `most_bytes`; the one not seen for longest goes first."""
+@dataclass(frozen=True)
+class Voxels:
+    """What windows of a case are rendered from, on any device: `codes` uint8 (X,Y,Z), and of a scan `hu` int16."""
 
-    def __init__(self, read: Callable[[int], Tensor], device: torch.device, most_bytes: int) -> None:
+    codes: Tensor
+    hu: Tensor | None = None
+
+    @classmethod
+    def of(cls, case: Case) -> "Voxels":
+        """Those of a case, still mapped from disk."""
+        return cls(torch.from_numpy(case.codes), None if case.hu is None else torch.from_numpy(case.hu))
+
+    def to(self, device: torch.device) -> "Voxels":
+        """The same on a device."""
+        return Voxels(self.codes.to(device), None if self.hu is None else self.hu.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take."""
+        return self.codes.nbytes + (0 if self.hu is None else self.hu.nbytes)
+
+
+class CaseMemory:
+    """Voxels of cases on a device, as many as fit into `most_bytes`; the one not seen for longest goes first."""
+
+    def __init__(self, read: Callable[[int], Voxels], device: torch.device, most_bytes: int) -> None:
         self._read, self._device, self._most_bytes = read, device, most_bytes
-        self._held: OrderedDict[int, Tensor] = OrderedDict()
+        self._held: OrderedDict[int, Voxels] = OrderedDict()
         self._bytes = 0
 
-    def __call__(self, seed: int) -> Tensor:
-        """The codes of a case: uint8 (X,Y,Z)."""
-        if seed not in self._held:
-            codes = self._read(seed).to(self._device)
-            while self._held and self._bytes + codes.nbytes > self._most_bytes:
+    def __call__(self, number: int) -> Voxels:
+        """The case of a number that `read` knows."""
+        if number not in self._held:
+            voxels = self._read(number).to(self._device)
+            while self._held and self._bytes + voxels.nbytes > self._most_bytes:
                 self._bytes -= self._held.popitem(last=False)[1].nbytes
-            self._held[seed] = codes
-            self._bytes += codes.nbytes
-        self._held.move_to_end(seed)
-        return self._held[seed]
+            self._held[number] = voxels
+            self._bytes += voxels.nbytes
+        self._held.move_to_end(number)
+        return self._held[number]
 
 
 @torch.no_grad()
-def render(
-    plans: WindowPlan,
-    codes: Sequence[Tensor],
-    config: ModelConfig,
-    *,
-    hu_of_scans: Sequence[Tensor | None] | None = None,
-    stride: int = 2,
-) -> Batch:
-    """Windows of B plans, each of the case `codes[b]` (uint8), on the device that the codes lie on.
+def render(plans: WindowPlan, cases: Sequence[Voxels], config: ModelConfig, *, stride: int = 2) -> Batch:
+    """Windows of B plans, each of the case `cases[b]`, on the device that the cases lie on.
 
-    `hu_of_scans[b]` int16 are the HU of a case that is a scan. Occupancies come at the stride of the network's
-    features.
+    Occupancies come at the stride of the network's features.
     """
-    device = codes[0].device
+    device = cases[0].codes.device
     noise_seeds = plans.noise_seed.tolist()
     plans = WindowPlan(*(field.to(device, non_blocking=True) for field in plans))
     positions = _positions(plans)
-    seen = _look_up(plans, positions, codes)
-    own_hu = None if hu_of_scans is None else _sample(plans, positions, hu_of_scans)
+    seen = _look_up(plans, positions, [case.codes for case in cases])
+    own_hu = None if all(case.hu is None for case in cases) else _sample(plans, positions, [case.hu for case in cases])
     hu = _scan(plans, seen, noise_seeds, own_hu)
     low, high = config.intensity_range_hu
     out_low, out_high = config.output_range

@@ -1,14 +1,16 @@
 """The endless, numbered sequence of training windows: window n is the same in every run, at any number of loaders.
 
-Loaders draw plans. On a CPU they render them too, each on one core; on a GPU the training's device does, from phantoms
-that stay in its memory. Windows of scans are always rendered by loaders: an assembly is larger than a GPU.
+Loaders draw plans. On a CPU they render them too, each on one core; on a GPU the training's device does, from cases
+that stay in its memory. Scans that are more than it holds are left to the loaders, with all windows beside them.
 """
 
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from training.assembly import Assembly, Split, labels_of
-from training.augment import SCAN, WindowPlan, draw_plan
+from training.augment import WindowPlan, draw_plan
 from training.datasets.errors import NoCases
 from training.label_table import LabelTable
 from training.networks.backbones import feature_stride
 from training.parallel import ALONE, Part
 from training.recipe import EvenOver, Recipe
-from training.rendering import Batch, CaseMemory, render
+from training.rendering import Batch, CaseMemory, Voxels, render
 from training.store import Case, CaseKey, has_case, open_case
 
 MOST_OPEN = 256
@@ -44,6 +46,27 @@ class Cases:
     def table(self) -> LabelTable:
         """The labels of the scans; phantoms, which have the first 32 of them, supervise no others."""
         return labels_of(self.scans)
+
+    def number(self, key: CaseKey) -> int:
+        """What plans call the case: a phantom by its seed, scans from -1 down in the order of their names."""
+        return key if isinstance(key, int) else -1 - self._names.index(key)
+
+    def voxels(self, number: int) -> Voxels:
+        """The case of that number, mapped from disk. Raises FileNotFoundError."""
+        if number >= 0:
+            return Voxels.of(open_case(self.phantoms, number))
+        assert self.scans is not None
+        return Voxels.of(open_case(self.scans.store, self._names[-1 - number]))
+
+    def bytes_of_scans(self) -> int:
+        """What the voxels of all scans of the split take."""
+        return sum(self.voxels(-1 - place).nbytes for place in range(len(self._names)))
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The scans of the split."""
+        by_dataset = {} if self.scans is None else self.scans.datasets(self.split)
+        return sorted(name for names in by_dataset.values() for name in names)
 
     @classmethod
     def to_train_on(cls, phantoms: Path, recipe: Recipe, scans: Assembly | None) -> "Cases":
@@ -88,7 +111,7 @@ class NumberedPlans(Dataset[WindowPlan]):
             self.recipe.patch,
             rng,
             around=(self.recipe.lesion_windows, self.recipe.label_windows),
-            seed=key if isinstance(key, int) else SCAN,
+            number=self.cases.number(key),
             augmentation=self.recipe.augmentation,
             table=self.cases.table,
         )
@@ -124,13 +147,8 @@ class RenderedPlans(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         plan, case = self.plans.draw(number)
-        hu = None if case.hu is None else [torch.from_numpy(case.hu)]
         image, occupancy, supervised = render(
-            default_collate([plan]),
-            [torch.from_numpy(case.codes)],
-            self.plans.recipe.model,
-            hu_of_scans=hu,
-            stride=self._stride,
+            default_collate([plan]), [Voxels.of(case)], self.plans.recipe.model, stride=self._stride
         )
         return image[0], occupancy[0], supervised[0]
 
@@ -204,25 +222,33 @@ def wait_for_case(store: Path, seed: int) -> None:
 def _batches(
     plans: NumberedPlans, numbers: Sequence[int], size: int, processes: int, device: torch.device
 ) -> Iterator[Batch]:
-    by_loaders = device.type == "cpu" or plans.recipe.scans > 0
-    loader: DataLoader[Batch | WindowPlan] = DataLoader(
-        RenderedPlans(plans) if by_loaders else plans,
-        batch_size=size,
-        sampler=numbers,
-        num_workers=processes,
-        prefetch_factor=4 if processes else None,
-    )
-    if by_loaders:
-        for image, occupancy, supervised in loader:
-            yield image.to(device), occupancy.to(device), supervised.to(device)
-        return
-    codes = _case_memory(plans.cases.phantoms, device)
+    if device.type != "cpu":
+        most_bytes = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+        if plans.cases.bytes_of_scans() <= most_bytes:
+            return rendered_on_device(plans, numbers, size, processes, device, most_bytes)
+    return rendered_by_loaders(plans, numbers, size, processes, device)
+
+
+def rendered_by_loaders(
+    plans: NumberedPlans, numbers: Sequence[int], size: int, processes: int, device: torch.device
+) -> Iterator[Batch]:
+    """Batches that loaders render: what travels are windows."""
+    for image, occupancy, supervised in _loader(RenderedPlans(plans), numbers, size, processes):
+        yield image.to(device), occupancy.to(device), supervised.to(device)
+
+
+def rendered_on_device(
+    plans: NumberedPlans, numbers: Sequence[int], size: int, processes: int, device: torch.device, most_bytes: int
+) -> Iterator[Batch]:
+    """Batches that the device renders, of cases that it holds in so many bytes: what travels are plans."""
+    held = CaseMemory(plans.cases.voxels, device, most_bytes)
     stride = feature_stride(plans.recipe.model)
-    for fields in loader:
+    for fields in _loader(plans, numbers, size, processes):
         plan = WindowPlan(*fields)
-        yield render(plan, [codes(seed) for seed in plan.seed.tolist()], plans.recipe.model, stride=stride)
+        yield render(plan, [held(number) for number in plan.number.tolist()], plans.recipe.model, stride=stride)
 
 
-def _case_memory(store: Path, device: torch.device) -> CaseMemory:
-    most_bytes = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-    return CaseMemory(lambda seed: torch.from_numpy(open_case(store, seed).codes), device, most_bytes)
+def _loader(dataset: Dataset[Any], numbers: Sequence[int], size: int, processes: int) -> DataLoader[Any]:
+    return DataLoader(
+        dataset, batch_size=size, sampler=numbers, num_workers=processes, prefetch_factor=4 if processes else None
+    )

@@ -13,7 +13,7 @@ from training.config import ModelConfig
 from training.labels import BY_NAME
 from training.phantom.render import noise_gain, render_hu
 from training.phantom.tissues import Tissue
-from training.rendering import Batch, CaseMemory, occupancy_at_stride_2, render
+from training.rendering import Batch, CaseMemory, Voxels, occupancy_at_stride_2, render
 from training.store import Case
 
 RIGHT, LEFT, TUMOR = (BY_NAME[name].channel for name in ("kidney_right", "kidney_left", "kidney_tumor"))
@@ -22,7 +22,7 @@ IN_HU = ModelConfig(intensity_range_hu=(-5000.0, 5000.0), output_range=(-5000.0,
 
 def rendered(*plans: WindowPlan, case: Case | None = None, config: ModelConfig = TINY_CONFIG) -> Batch:
     codes = torch.from_numpy((case or box_case()).codes)
-    return render(default_collate(list(plans)), [codes] * len(plans), config)
+    return render(default_collate(list(plans)), [Voxels(codes)] * len(plans), config)
 
 
 def draws(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -177,10 +177,10 @@ def test_intensities_by_hand() -> None:
 def test_memory_of_cases_forgets_the_one_not_seen_for_longest() -> None:
     reads: list[int] = []
 
-    def read(seed: int) -> torch.Tensor:
+    def read(seed: int) -> Voxels:
         reads.append(seed)
-        return torch.full((10, 10, 10), seed, dtype=torch.uint8)
+        return Voxels(torch.full((10, 10, 10), seed, dtype=torch.uint8))
 
     memory = CaseMemory(read, torch.device("cpu"), 2500)
-    assert [int(memory(seed)[0, 0, 0]) for seed in (1, 2, 1, 3, 1, 2)] == [1, 2, 1, 3, 1, 2]
+    assert [int(memory(seed).codes[0, 0, 0]) for seed in (1, 2, 1, 3, 1, 2)] == [1, 2, 1, 3, 1, 2]
     assert reads == [1, 2, 3, 2]

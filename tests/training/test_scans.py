@@ -11,12 +11,19 @@ from torch.utils.data import default_collate
 
 from tests.support.training import TINY_CONFIG, bits, tiny_recipe, write_box_store
 from training.assembly import Assembly, Split
-from training.augment import SCAN, Augmentation, WindowPlan, draw_plan, plain_plan
+from training.augment import Augmentation, WindowPlan, draw_plan, plain_plan
 from training.datasets.errors import NoCases
 from training.datasets.harmonize import ScanSource
 from training.recipe import EvenOver, Recipe
-from training.rendering import Batch, render
-from training.samples import Cases, NumberedPlans, training_batches, validation_batches
+from training.rendering import Batch, Voxels, render
+from training.samples import (
+    Cases,
+    NumberedPlans,
+    rendered_by_loaders,
+    rendered_on_device,
+    training_batches,
+    validation_batches,
+)
 from training.store import Case, encode_case, open_case, scan_names, write_case
 from training.text import random_text_embedding
 from training.train import RunFolder, train
@@ -36,11 +43,7 @@ def scan_case(level: int = 0, *, supervised: int = 0xFFFFFFFF) -> Case:
 
 
 def rendered(plan: WindowPlan, case: Case, stride: int = 2) -> Batch:
-    assert case.hu is not None
-    return render(
-        default_collate([plan]), [torch.from_numpy(case.codes)], TINY_CONFIG,
-        hu_of_scans=[torch.from_numpy(case.hu)], stride=stride,
-    )  # fmt: skip
+    return render(default_collate([plan]), [Voxels.of(case)], TINY_CONFIG, stride=stride)
 
 
 def hu_of(image: torch.Tensor) -> np.ndarray:
@@ -93,7 +96,6 @@ def test_image_and_labels_move_together(augmentation: Augmentation) -> None:
     seen = 0
     for number in range(12):
         plan = draw_plan(case, TINY_CONFIG, 32, np.random.default_rng(number), augmentation=augmentation)
-        assert int(plan.seed) == SCAN
         plan = plan._replace(
             gain=torch.tensor(1.0), offset_hu=torch.tensor(0.0), noise_hu=torch.tensor(0.0),
             along_x=torch.eye(32), along_y=torch.eye(32), along_z=torch.eye(32),
@@ -193,6 +195,18 @@ def test_batches_mix_scans_and_phantoms_and_mask_the_labels_of_each(recipe: Reci
         for one, other in zip(batches[3:], again, strict=True)
         for a, b in zip(one, other, strict=True)
     )
+
+
+def test_windows_rendered_on_the_device_are_those_that_loaders_render(recipe: Recipe, tmp_path: Path) -> None:
+    """Of scans and phantoms, also where the device has room for one case at a time."""
+    assembly = write_assembly(tmp_path / "store", {"own": 2, "other": 1})
+    plans = NumberedPlans(Cases.to_train_on(tmp_path / "phantoms", recipe, assembly), recipe)
+    by_loaders = rendered_by_loaders(plans, range(12), 3, 0, CPU)
+    on_device = rendered_on_device(plans, range(12), 3, 0, CPU, most_bytes=1)
+    assert {plans.draw(number)[1].hu is None for number in range(12)} == {True, False}
+    for one, other in zip(by_loaders, on_device, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_a_recipe_that_shows_scans_needs_some(recipe: Recipe, tmp_path: Path) -> None:
