@@ -148,7 +148,7 @@ def network_input(scan: Path, model: Model) -> tuple[NetworkInput, dict[str, flo
         with clock.time("reading"):
             volume = read_volume(select_ct_series(read_study(scan, Path(folder))))
         with clock.time("preprocessing"):
-            found = preprocess(volume, model.bundle.manifest.preprocessing)
+            found = preprocess(volume, model.bundle.manifest.preprocessing, model.predictor.device)
     return found, clock.seconds
 
 

@@ -95,7 +95,7 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         scan = as_nifti(arguments.study, out)
         if arguments.random_swin:
-            swin = random_swin(Path(scratch), bf16=arguments.precision == "bf16")
+            swin = random_swin(Path(scratch), precisions=("fp32", arguments.precision))
             arguments.bundle, arguments.checkpoint = swin.bundle, swin.checkpoint
         options = ["--overlap", str(arguments.overlap)]
         options += [] if arguments.bundle is None else ["--bundle", str(arguments.bundle)]

@@ -60,7 +60,7 @@ def segment_study(
 
     watch(Stage.PREPROCESSING, 0.0)
     windows = manifest.sliding_window.with_overlap(request.window_overlap)
-    network_input = preprocess(volume, manifest.preprocessing)
+    network_input = preprocess(volume, manifest.preprocessing, predictor.device)
     with neighbours.network(watch):
         prediction = predict(network_input, model, predictor, windows, watch, out_dir)
     del network_input  # on a fine grid it is larger than the scan

@@ -55,7 +55,8 @@ class Recipe(BaseModel):
     (`warm_start.start_from_bundle`), `fresh_labels` for one whose start has heads that died
     (`warm_start.renew_heads`). `loader_processes` render windows beside the training; None:
     by the machine (`samples.loader_processes`). Their number changes no sample.
-    Training begins with `phantoms_at_start` of the phantoms (None: with all), and the others join as they are drawn
+    The phantoms are those of the seeds from `first_phantom` on: a run that goes on from another's weights may see
+    others. Training begins with `phantoms_at_start` of them (None: with all), and the others join as they are drawn
     beside it: window n is the same however fast they come (`open_seeds`). Of the planes along z, losses see every
     `loss_plane_stride`-th. `head_leak` is the slope below 0 of the generated heads' ReLU, a
     scaffold too: with none a head can end up with all its units off where it is wrong, and learn nothing there.
@@ -97,6 +98,7 @@ class Recipe(BaseModel):
     even_over: EvenOver = EvenOver.DATASETS
     augmentation: Augmentation = Augmentation.MODERN
     phantoms: NonNegativeInt
+    first_phantom: NonNegativeInt = 0
     phantoms_at_start: PositiveInt | None = None
     validation_phantoms: NonNegativeInt
     validation_samples: NonNegativeInt
@@ -114,7 +116,7 @@ class Recipe(BaseModel):
     @property
     def training_seeds(self) -> range:
         """Seeds of the phantoms that are trained on."""
-        return range(self.phantoms)
+        return range(self.first_phantom, self.first_phantom + self.phantoms)
 
     def open_seeds(self, seeds: range, number: int) -> range:
         """Those of `seeds` that window `number` may show: of the training's at first `phantoms_at_start`, and all after

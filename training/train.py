@@ -138,7 +138,7 @@ def _train(
     average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True)
     if recipe.freeze_backbone:
         model.backbone.requires_grad_(False)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, classifier, recipe), weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(parameter_groups(model, classifier, recipe), weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
     first_step = _resume(run, model, classifier, average, optimizer, schedule, table)
     wait_for_all()  # the first process may write soon what the others still read
@@ -159,7 +159,7 @@ def _train(
             model.train()
             model.backbone.train(not recipe.freeze_backbone)  # a norm in training mode would move its statistics
             scaffold = scaffold_strength(step, recipe)
-            loss, side_loss = _losses(model, classifier, batch, step, recipe, table)
+            loss, side_loss = losses(model, classifier, batch, step, recipe, table)
             optimizer.zero_grad(set_to_none=True)
             # What is predicted where nothing is has its price once most of what is there has been learnt.
             total = loss.dice + loss.cross_entropy + (1.0 - scaffold) * loss.false_volume
@@ -210,7 +210,7 @@ def _check_cases(recipe: Recipe, run: RunFolder, scans: Assembly | None) -> None
         NumberedPlans(Cases.to_validate_on(run.store, recipe, scans), recipe)
 
 
-def _losses(
+def losses(
     model: UniversalModel,
     classifier: VoxelClassifier,
     batch: Batch,
@@ -218,7 +218,7 @@ def _losses(
     recipe: Recipe,
     table: LabelTable,
 ) -> tuple[MaskedLoss, Tensor]:
-    """The loss of a batch, and that of the deep supervision (0 without)."""
+    """The loss of a batch at a step of the recipe, and that of the deep supervision (0 without)."""
     image, eighths, supervised = batch
     device = image.device
     image = image.contiguous(memory_format=torch.channels_last_3d)
@@ -284,7 +284,8 @@ def scaffold_strength(step: int, recipe: Recipe) -> float:
     return max(0.0, 1.0 - step / (recipe.scaffold_share * recipe.steps))
 
 
-def _parameter_groups(model: UniversalModel, classifier: VoxelClassifier, recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(model: UniversalModel, classifier: VoxelClassifier, recipe: Recipe) -> list[dict[str, Any]]:
+    """What learns, for an optimizer: the body, and the text branch with the controller at a rate of their own."""
     head = [p for name, p in model.named_parameters() if name.startswith(("text_to_vision.", "controller."))]
     in_head = {id(parameter) for parameter in head}
     learning = [p for p in (*model.parameters(), *classifier.parameters()) if p.requires_grad]

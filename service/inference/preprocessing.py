@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from service.imaging.hounsfield import AIR_HU
@@ -13,6 +14,7 @@ from service.inference.resampling import axis_weights, resample
 
 Float32 = NDArray[np.float32]
 
+_CPU = torch.device("cpu")
 _HALF_VOXEL = 0.5
 
 
@@ -29,10 +31,10 @@ class NetworkInput:
     background: float
 
 
-def preprocess(volume: Volume, preprocessing: Preprocessing) -> NetworkInput:
-    """The volume on the model grid, cropped to its foreground, clipped and scaled."""
+def preprocess(volume: Volume, preprocessing: Preprocessing, device: torch.device = _CPU) -> NetworkInput:
+    """The volume on the model grid, cropped to its foreground, clipped and scaled; a `device` may do the resampling."""
     whole = whole_grid(volume.geometry, preprocessing.spacing_mm)
-    hu = _on_model_grid(volume, whole, preprocessing)
+    hu = _on_model_grid(volume, whole, preprocessing, device)
     box = _foreground(hu, preprocessing.foreground_crop)
     low, high = preprocessing.intensity_range_hu
     out_low, out_high = preprocessing.output_range
@@ -43,7 +45,7 @@ def preprocess(volume: Volume, preprocessing: Preprocessing) -> NetworkInput:
     return NetworkInput(np.ascontiguousarray(values), cropped(whole, box), background=out_low)
 
 
-def _on_model_grid(volume: Volume, grid: ModelGrid, preprocessing: Preprocessing) -> Float32:
+def _on_model_grid(volume: Volume, grid: ModelGrid, preprocessing: Preprocessing, device: torch.device) -> Float32:
     """HU at every voxel of the whole model grid."""
     seen = grid.to_ras.view(volume.hu)
     interpolation = Interpolation(preprocessing.interpolation)
@@ -56,7 +58,7 @@ def _on_model_grid(volume: Volume, grid: ModelGrid, preprocessing: Preprocessing
             canonical.shape, grid.whole, canonical.spacing_mm, preprocessing.spacing_mm, strict=True
         )
     )
-    return resample(seen, (x, y, z))
+    return resample(seen, (x, y, z), device)
 
 
 def _upright(seen: NDArray[np.generic], grid: ModelGrid, shear: Shear, interpolation: Interpolation) -> Float32:

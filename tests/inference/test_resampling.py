@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from service.inference import resampling
 from service.inference.manifest import Interpolation
 from service.inference.resampling import axis_weights, resample
 
@@ -86,3 +87,27 @@ def test_rows_without_weights_give_zeros() -> None:
     identity = np.ones((1, 1), np.float32)
     resampled = resample(ones, (weights, identity, identity)).ravel()
     np.testing.assert_array_equal(np.flatnonzero(resampled), np.arange(40, 50))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_planes_of_a_volume_sent_as_it_lies_are_those_of_the_view(dtype: type[np.generic]) -> None:
+    """Whatever its order and orientation; a GPU gets the memory and turns it there."""
+    stored = np.random.default_rng(0).integers(-1000, 1000, (7, 6, 5)).astype(dtype)
+    for view in (stored, stored.T, stored[::-1, :, ::-1], stored.transpose(1, 2, 0)[:, ::-1]):
+        sent = resampling._planes_on_device(view, torch.device("cpu"))(slice(1, 4))
+        read = resampling._planes_on_cpu(view)(slice(1, 4))
+        assert sent.is_contiguous()
+        assert sent.dtype is torch.float32
+        torch.testing.assert_close(sent, read, rtol=0, atol=0)
+
+
+def test_a_device_without_room_leaves_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = np.random.default_rng(0).standard_normal((5, 6, 7)).astype(np.float32)
+    w0, w1, w2 = (axis_weights(n, np.arange(n) / 2, LINEAR) for n in volume.shape)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(resampling, "_planes_on_device", full)
+    on_device = resample(volume, (w0, w1, w2), torch.device("meta"))
+    np.testing.assert_array_equal(on_device, resample(volume, (w0, w1, w2)))
