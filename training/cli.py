@@ -44,6 +44,8 @@ def train_command(
 ) -> None:
     """Train a model from its recipe, or go on where the run was interrupted; writes RUN/model.pt.
 
+    It is written at every save of the recipe, so that a run that has to be stopped leaves what it had learnt.
+
     Several processes share each batch when started by `torchrun`.
     """
     from training.assembly import labels_of, open_assembly

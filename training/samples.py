@@ -4,6 +4,7 @@ Loaders draw plans. On a CPU they render them too, each on one core; on a GPU th
 that stay in its memory. Scans that are more than it holds are left to the loaders, with all windows beside them.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,8 @@ from training.store import Case, CaseKey, has_case, open_case
 MOST_OPEN = 256
 MOST_LOADERS = 8  # each holds gigabytes of windows and mapped cases, and a machine has more than one tenant
 _GPU_SHARE = 0.4  # of the free memory, for cases
-_LONGEST_WAIT_S = 600.0
+_LONG_WAIT_S, _LONGEST_WAIT_S = 5.0, 600.0
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -211,11 +213,22 @@ def first_windows(store: Path, recipe: Recipe, count: int, *, scans: Assembly | 
 
 
 def wait_for_case(store: Path, seed: int) -> None:
-    """Returns when the store has the case: it may still be drawn. Raises TimeoutError after ten minutes."""
-    deadline = time.monotonic() + _LONGEST_WAIT_S
+    """Returns when the store has the case: it may still be drawn. Raises TimeoutError after ten minutes.
+
+    A training that waits for long is told: it asks for phantoms sooner than they are drawn.
+    """
+    start, told = time.monotonic(), False
     while not has_case(store, seed):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - start
+        if waited > _LONGEST_WAIT_S:
             raise TimeoutError(f"The store has no case {seed}, and none has come in {_LONGEST_WAIT_S:.0f} s.")
+        if waited > _LONG_WAIT_S and not told:
+            told = True
+            _logger.warning(
+                "Training waits for phantom %d, which is still being drawn; with fewer `phantoms`, or with what is in a "
+                "store already, it would not.",
+                seed,
+            )
         time.sleep(0.1)
 
 

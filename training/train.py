@@ -67,7 +67,7 @@ class RunFolder:
 
     @property
     def final(self) -> Path:
-        """The averaged weights, for evaluation and export."""
+        """The averaged weights, for evaluation and export; of a run that is not finished, those of its last save."""
         return self.path / "model.pt"
 
     @property
@@ -147,7 +147,6 @@ def _train(
         label_names=table.names,
         own_labels=table.own,
         text=text,
-        training=_provenance(recipe, start_from, scans),
     )
 
     seeds = recipe.training_seeds if part.is_first else range(0)
@@ -190,9 +189,9 @@ def _train(
                     "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
                 }
-                save(run.last, model, resume=state)
-    if part.is_first:
-        save(run.final, _averaged(average))
+                so_far = _provenance(recipe, start_from, scans, step)
+                save(run.final, _averaged(average), training=so_far)
+                save(run.last, model, training=so_far, resume=state)
     wait_for_all()
 
 
@@ -395,14 +394,14 @@ def _resume(
     return int(state["step"])
 
 
-def _provenance(recipe: Recipe, start_from: Path | None, scans: Assembly | None) -> dict[str, Any]:
-    """What the checkpoint says of its making; JSON-ready."""
+def _provenance(recipe: Recipe, start_from: Path | None, scans: Assembly | None, steps: int) -> dict[str, Any]:
+    """What a checkpoint says of its making, after so many steps; JSON-ready."""
     return {
         "recipe": recipe.name,
         "started from": "random weights" if start_from is None else _origin(start_from),
         "seed": recipe.seed,
-        "steps": recipe.steps,
-        "windows": recipe.steps * recipe.batch_size,
+        "steps": steps,
+        "windows": steps * recipe.batch_size,
         "data": _data(recipe, scans),
         "torch": str(torch.__version__),  # a class of torch, made a plain string
         "python": platform.python_version(),

@@ -96,8 +96,20 @@ def test_phantoms_join_while_they_are_drawn() -> None:
     assert tiny_recipe(phantoms=10).open_seeds(range(10), 0) == range(10)
 
 
-def test_a_case_that_never_comes_ends_the_wait(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.samples._LONGEST_WAIT_S", 0.2)
+def test_a_run_may_see_other_phantoms_than_the_one_it_goes_on_from() -> None:
+    other = tiny_recipe(phantoms=10, first_phantom=560, phantoms_at_start=4)
+    assert other.training_seeds == range(560, 570)
+    assert other.open_seeds(other.training_seeds, 0) == range(560, 564)
+    assert tiny_recipe(phantoms=10).training_seeds == range(10)
+
+
+def test_a_case_that_never_comes_ends_the_wait_and_one_that_is_late_is_told(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("training.samples._LONG_WAIT_S", 0.05)
+    monkeypatch.setattr("training.samples._LONGEST_WAIT_S", 0.4)
     wait_for_case(store, 0)
+    assert not caplog.records
     with pytest.raises(TimeoutError, match="no case 77"):
         wait_for_case(store, 77)
+    assert [record.getMessage()[:30] for record in caplog.records] == ["Training waits for phantom 77,"]

@@ -106,7 +106,8 @@ def test_a_frozen_backbone_stays_as_it_was_and_the_heads_learn(tmp_path: Path) -
 def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(
     finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saved after step 2, interrupted after step 3: step 3 is done again, on the same samples."""
+    """Saved after step 2, interrupted after step 3: what it had learnt by step 2 can be used, and step 3 is done again,
+    on the same samples."""
     starts = []
 
     def three_batches(store: Path, recipe: Recipe, first_step: int, device: torch.device, **more: Any) -> Iterator[Any]:
@@ -120,7 +121,8 @@ def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(
     recipe = tiny_recipe(validate_every=3)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(tmp_path, recipe)
-    assert not (tmp_path / "model.pt").exists()
+    so_far = load_checkpoint(tmp_path / "model.pt").training
+    assert (so_far["steps"], so_far["windows"]) == (2, 4)
     resumed = run_recipe(tmp_path, recipe)
     assert starts == [0, 2]
     for name in ("last.pt", "model.pt"):
