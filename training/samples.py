@@ -225,8 +225,8 @@ def wait_for_case(store: Path, seed: int) -> None:
         if waited > _LONG_WAIT_S and not told:
             told = True
             _logger.warning(
-                "Training waits for phantom %d, which is still being drawn; with fewer `phantoms`, or with what is in a "
-                "store already, it would not.",
+                "Training waits for phantom %d, which is still being drawn; with fewer `phantoms`, or with a "
+                "store that has them already, it would not.",
                 seed,
             )
         time.sleep(0.1)

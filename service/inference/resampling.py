@@ -88,7 +88,7 @@ def _planes_on_cpu(volume: NDArray[np.generic]) -> Callable[[slice], Tensor]:
 
 def _planes_on_device(volume: NDArray[np.generic], device: torch.device) -> Callable[[slice], Tensor]:
     """The same of a volume that is sent as it lies in memory: turning it is quicker there."""
-    backwards = [axis for axis, stride in enumerate(volume.strides) if stride < 0]  # torch has no such views
+    backwards = tuple(axis for axis, stride in enumerate(volume.strides) if stride < 0)  # torch has no such views
     # A file that is mapped for reading cannot be a tensor; a copy in the order that it has can.
     as_it_lies = np.require(np.flip(volume, backwards), requirements=["W"])
     sent = torch.from_numpy(as_it_lies).to(device).flip(backwards)
