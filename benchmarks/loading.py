@@ -35,9 +35,9 @@ from monai.transforms import (
 from training.assembly import Assembly, Split
 from training.augment import Augmentation
 from training.datasets.harmonize import ScanSource
-from training.phantom.phantom import ABDOMEN, Phantom, draw_phantom
+from training.phantom.phantom import ABDOMEN, draw_phantom
 from training.phantom.tissues import Tissue
-from training.recipe import Recipe, read_recipe
+from training.recipe import read_recipe
 from training.samples import Cases, NumberedPlans, RenderedPlans
 from training.store import encode_case, write_case
 
@@ -62,28 +62,21 @@ def main() -> None:
 
 def prepare(folder: Path) -> tuple[Path, Path, NumberedPlans]:
     """The phantom as files for MONAI and as a store."""
-    phantom = drawn_phantom()
+    phantom = draw_phantom(5, spacing_mm=SPACING, field_of_view=ABDOMEN)
     image, label = folder / "image.nii.gz", folder / "label.nii.gz"
     channels = np.stack([(phantom.labels >> np.uint32(c) & 1).astype(np.uint8) for c in range(32)], axis=3)
     nibabel.save(nibabel.Nifti1Image(phantom.hu, phantom.affine), image)
     nibabel.save(nibabel.Nifti1Image(channels, phantom.affine), label)
-    return image, label, phantom_plans(folder, read_recipe("paper_swin_unetr"), phantom)
-
-
-def drawn_phantom() -> Phantom:
-    """The abdomen that stands for every scan."""
-    return draw_phantom(5, spacing_mm=SPACING, field_of_view=ABDOMEN)
-
-
-def phantom_plans(folder: Path, recipe: Recipe, phantom: Phantom | None = None) -> NumberedPlans:
-    """Windows of the phantom, as if it were a scan, by a recipe; `folder` becomes its store."""
-    phantom = phantom or drawn_phantom()
     tissue = np.full(phantom.hu.shape, Tissue.AIR, np.uint8)
     case = encode_case(tissue, phantom.labels, np.random.default_rng(0), hu=phantom.hu)
     write_case(folder, "phantom-5", case, source={})
     scans = {"phantom-5": ScanSource("phantom", "5", "5", "5", "train", {}, phantom.hu.shape, SPACING)}
-    assembly = Assembly(folder, scans, {"phantom-5": Split.TRAIN})
-    return NumberedPlans(Cases(folder, range(0), assembly), recipe.model_copy(update={"scans": 1.0}))
+    recipe = read_recipe("paper_swin_unetr")
+    return (
+        image,
+        label,
+        NumberedPlans(Cases(folder, range(0), Assembly(folder, scans, {"phantom-5": Split.TRAIN})), recipe),
+    )
 
 
 def ours(plans: NumberedPlans, augmentation: Augmentation) -> Callable[[int], int]:

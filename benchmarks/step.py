@@ -2,13 +2,12 @@
 
     python -m benchmarks.step [--recipe paper_swin_unetr] [--batch 6] [--steps 8] [--json FILE]
 
-The windows are of one phantom abdomen with all 32 labels, rendered beforehand: what is timed is the network, its
-losses, their gradients and the optimizer, in the number format of the recipe and, where it is float32, in bfloat16 too.
+The windows are noise with labels at random: what is timed is the network, its losses, their gradients and the
+optimizer, in the number format of the recipe and, where it is float32, in bfloat16 too.
 """
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,26 +18,28 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.loading import phantom_plans
 from training.deep_supervision import VoxelClassifier
 from training.label_table import STANDARD
+from training.networks.backbones import feature_stride
 from training.networks.universal import UniversalModel
 from training.parallel import own_device
 from training.recipe import Recipe, read_recipe
 from training.rendering import Batch
-from training.samples import RenderedPlans
 from training.text import random_text_embedding
 from training.train import losses, parameter_groups
 
 _FIRST = 2  # steps that are not counted: kernels are chosen and memory is set aside in them
 
 
-def rendered_batch(recipe: Recipe, size: int, device: torch.device) -> Batch:
-    """So many windows of a phantom."""
-    with tempfile.TemporaryDirectory() as folder:
-        windows = RenderedPlans(phantom_plans(Path(folder), recipe))
-        image, occupancy, supervised = zip(*(windows[number] for number in range(size)), strict=True)
-    return torch.stack(image).to(device), torch.stack(occupancy).to(device), torch.stack(supervised).to(device)
+def random_batch(recipe: Recipe, size: int, device: torch.device) -> Batch:
+    """So many windows of noise, a hundredth of whose voxels carry each label."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    low, high = recipe.model.output_range
+    image = torch.empty(size, 1, *[recipe.patch] * 3).uniform_(low, high, generator=generator)
+    on_features = [recipe.patch // feature_stride(recipe.model)] * 3
+    carried = torch.rand(size, len(STANDARD.labels), *on_features, generator=generator) < 0.01
+    supervised = torch.ones(size, len(STANDARD.labels), dtype=torch.bool)
+    return image.to(device), (carried * 8).to(torch.uint8).to(device), supervised.to(device)
 
 
 def measure(recipe: Recipe, batch: Batch, steps: int) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     recipe, device = read_recipe(options.recipe), own_device()
     torch.backends.cudnn.benchmark = True  # as in training
-    batch = rendered_batch(recipe, options.batch, device)
+    batch = random_batch(recipe, options.batch, device)
     formats = (True,) if recipe.mixed_precision else (False, True)
     found = [measure(recipe.model_copy(update={"mixed_precision": mixed}), batch, options.steps) for mixed in formats]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
