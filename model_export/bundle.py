@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -95,10 +96,39 @@ def write_bundle(
     labels = label_entries(checkpoint)
     texts = texts or BundleTexts()
     training = stated_training(checkpoint, texts.trained_on)
-    created = created or creation_time(os.environ)
+    description = texts.description or _description(checkpoint, str(training["data"]))
+    manifest = partial(
+        build_manifest,
+        checkpoint,
+        name=name,
+        version=version,
+        created=created or creation_time(os.environ),
+        description=description,
+        intended_use=texts.intended_use,
+        licence=texts.licence,
+        training=training,
+        labels=labels,
+    )
+    check_manifest(manifest(parities=(), files={}), but_for=("precisions", "files"))  # the rest takes minutes
     with drafted(target) as draft:
         parities = _write_network(draft, checkpoint, precisions, scan)
-        _write_rest(draft, checkpoint, labels, name, version, texts, training, created, parities)
+        facts = CardFacts(
+            name=name,
+            version=version,
+            description=description,
+            intended_use=texts.intended_use,
+            licence=texts.licence,
+            trained_on=str(training["data"]),
+            evaluation=texts.evaluation,
+            training=training,
+            parities=parities,
+        )
+        (draft / CARD_FILE).write_text(render_card(checkpoint, facts, labels), encoding="utf-8")
+        (draft / LICENCE_FILE).write_text(texts.licence_text, encoding="utf-8")
+        (draft / SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")
+        finished = manifest(parities=parities, files={path.name: file_entry(path) for path in sorted(draft.iterdir())})
+        check_manifest(finished)
+        (draft / MANIFEST_FILE).write_bytes(manifest_bytes(finished))
     return target
 
 
@@ -197,51 +227,6 @@ def creation_time(environment: Mapping[str, str]) -> datetime:
 def bundle_bytes(bundle: Path) -> int:
     """Size of a bundle: the bytes of all its files."""
     return sum(path.stat().st_size for path in bundle.iterdir())
-
-
-def _write_rest(
-    draft: Path,
-    checkpoint: Checkpoint,
-    labels: Sequence[JsonObject],
-    name: str,
-    version: str,
-    texts: BundleTexts,
-    training: JsonObject,
-    created: datetime,
-    parities: Sequence[PrecisionParity],
-) -> None:
-    """Writes what people read, and last the manifest."""
-    trained_on = str(training["data"])
-    description = texts.description or _description(checkpoint, trained_on)
-    facts = CardFacts(
-        name=name,
-        version=version,
-        description=description,
-        intended_use=texts.intended_use,
-        licence=texts.licence,
-        trained_on=trained_on,
-        evaluation=texts.evaluation,
-        training=training,
-        parities=parities,
-    )
-    (draft / CARD_FILE).write_text(render_card(checkpoint, facts, labels), encoding="utf-8")
-    (draft / LICENCE_FILE).write_text(texts.licence_text, encoding="utf-8")
-    (draft / SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")
-    manifest = build_manifest(
-        checkpoint,
-        name=name,
-        version=version,
-        created=created,
-        description=description,
-        intended_use=texts.intended_use,
-        licence=texts.licence,
-        training=training,
-        parities=parities,
-        labels=labels,
-        files={path.name: file_entry(path) for path in sorted(draft.iterdir())},
-    )
-    check_manifest(manifest)
-    (draft / MANIFEST_FILE).write_bytes(manifest_bytes(manifest))
 
 
 def _write_network(

@@ -1,12 +1,18 @@
 """The body of `POST /v1/jobs` as the OpenAPI document describes it: FastAPI cannot, since the upload is streamed."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from service.api.references import CALLBACK_DESCRIPTION, JSON
 from service.api.submission import BATCH_ID_PATTERN, Handling
 from service.callbacks import MAX_URL_LENGTH
 from service.jobs.job import Priority
-from service.request import Mode, Output, PostProcessing, SegType
+from service.request import ON_DEMAND_OUTPUTS, Mode, Output, PostProcessing, SegType
+
+
+def _listed(outputs: Iterable[Output]) -> str:
+    return ", ".join(f"`{output.value}`" for output in outputs)
+
 
 UPLOAD_FORM: dict[str, Any] = {
     "required": True,
@@ -62,8 +68,8 @@ UPLOAD_FORM: dict[str, Any] = {
                     "outputs": {
                         "type": "string",
                         "description": "Files to write beside findings.json, comma separated or in repeated fields: "
-                        + ", ".join(f"`{output.value}`" for output in Output)
-                        + ". All but `scan`, `rtstruct` and `encapsulated_pdf` otherwise. `seg`, `sr`, `rtstruct` and "
+                        + _listed(Output)
+                        + f". All but {_listed(ON_DEMAND_OUTPUTS)} otherwise. `seg`, `sr`, `rtstruct` and "
                         "`encapsulated_pdf` are DICOM objects and need DICOM input: asked for by name with a NIfTI, "
                         "they fail the job with `output-not-possible`.",
                         "example": "seg,sr,rtstruct",

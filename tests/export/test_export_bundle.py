@@ -14,7 +14,7 @@ import torch
 
 from model_export.bundle import BundleTexts, bundle_bytes, creation_time, read_checkpoint, write_bundle
 from model_export.card import _parity_table
-from model_export.errors import BundleExists, CheckpointRefused, ExportError, ParityError
+from model_export.errors import BundleExists, CheckpointRefused, ExportError, ManifestInvalid, ParityError
 from model_export.parity import EngineParity, PrecisionParity
 from model_export.precisions import FP32
 from model_export.sample import make_sample, read_sample
@@ -161,6 +161,16 @@ def test_provenance_must_be_stated_and_true(write_checkpoint: Callable[..., Path
     card = (bundle / "MODEL_CARD.md").read_text()
     assert "Trained on: CT of volunteers" in card
     assert "trained on procedural phantoms" not in card
+
+
+def test_a_manifest_that_would_be_off_is_refused_before_anything_is_measured(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_export.bundle._write_network", lambda *_: pytest.fail("measured"))
+    nameless = replace(checkpoint, text=replace(checkpoint.text, prompt_template="A computed tomography"))
+    with pytest.raises(ManifestInvalid, match=r"off at \$\.text\.prompt_template"):
+        write_bundle(nameless, tmp_path, name="viscera-small", version="1.2.3")
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
