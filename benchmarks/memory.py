@@ -1,10 +1,11 @@
 """Peak memory of a scan and of one twice as long, with the default bundle and with a Swin UNETR of the published size.
 
-    python -m benchmarks.memory [--slices 500 1000] [--overlap 0] [--bundles BUNDLE ...]
+    python -m benchmarks.memory [--slices 500 1000] [--overlap 0] [--masks everywhere] [--bundles BUNDLE ...]
 
 The scans are phantoms of 512 x 512 voxels of 0.8 x 0.8 x 1 mm, mirrored along the body. The weights of the Swin UNETR
-are random: nearly all of a scan lies near a surface of some label then, which is the most that can have to be kept.
-Each run is a process of its own. Needs the extra `training`.
+are random. Its heads are those that training begins with, and its masks are empty: what the network costs. With `--masks
+everywhere` they are random too, and nearly all of a scan lies near a surface of some label: the most that can have to
+be kept. Each run is a process of its own. Needs the extra `training`.
 """
 
 import argparse
@@ -24,11 +25,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Peak memory of long scans.")
     parser.add_argument("--slices", type=int, nargs="+", default=[500, 1000])
     parser.add_argument("--overlap", type=float, default=0.0)
+    parser.add_argument("--masks", choices=("none", "everywhere"), default="none", help="those of the Swin UNETR")
     parser.add_argument("--bundles", type=Path, nargs="+", help="instead of the default bundle and a random Swin UNETR")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        bundles = chosen.bundles or [default_bundle_path(), random_swin(folder).bundle]
+        bundles = chosen.bundles or [
+            default_bundle_path(),
+            random_swin(folder, finds_nothing=chosen.masks == "none").bundle,
+        ]
         scans = [folder / f"{count}.nii" for count in chosen.slices]
         for scan, count in zip(scans, chosen.slices, strict=True):
             synthetic_scan(scan, (EDGE, EDGE, count))
