@@ -4,8 +4,8 @@
 
 The scans are phantoms of 512 x 512 voxels of 0.8 x 0.8 x 1 mm, mirrored along the body. The weights of the Swin UNETR
 are random. Its heads are those that training begins with, and its masks are empty: what the network costs. With
-`--masks everywhere` they are random too, and nearly all of a scan lies near a surface of some label: the most that can have to be
-kept. Each run is a process of its own. Needs the extra `training`.
+`--masks everywhere` they are random too, and nearly all of a scan lies near a surface of some label: the most that
+can have to be kept. Each run is a process of its own. Needs the extra `training`.
 """
 
 import argparse
