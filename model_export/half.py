@@ -29,6 +29,7 @@ def write_half(fp32_path: Path, path: Path) -> None:
     exact = sorted({node.op_type for node in graph.graph.node} - _HALF)
     half = convert(graph, keep_io_types=True, op_block_list=exact)
     half.graph.ClearField("value_info")
+    _drop_repeated_casts(half.graph)
     _join_casts(half.graph)
     _sort(half.graph)
     onnx.checker.check_model(half, full_check=True)
@@ -46,6 +47,22 @@ def _converter() -> Callable[..., onnx.ModelProto]:
         sys.path[:] = search_path  # the package appends itself
     converter: Callable[..., onnx.ModelProto] = convert_float_to_float16
     return converter
+
+
+def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
+    """Keeps one of the casts that write the same value.
+
+    The converters of onnxruntime before 1.32 give a result that several float32 nodes read one cast for each of them,
+    all of one name, which is no valid graph.
+    """
+    written: set[str] = set()
+    kept = []
+    for node in graph.node:
+        if node.op_type != "Cast" or node.output[0] not in written:
+            kept.append(node)
+            written.update(node.output)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _join_casts(graph: onnx.GraphProto) -> None:

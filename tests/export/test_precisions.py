@@ -84,6 +84,26 @@ def test_fp16_graph_is_float32_at_both_ends_and_in_its_norms(bundle: Path) -> No
     assert all(node.input[0] in roots for node in reciprocals)  # no cast to float16 in between
 
 
+def test_the_repeated_casts_of_older_converters_become_one(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime before 1.32 casts a result once for each node that reads it; the file is the same."""
+    from model_export import half
+
+    convert = half._converter()
+
+    def older(graph: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
+        made = convert(graph, **options)
+        casts = [node for node in made.graph.node if node.output[0].endswith("_cast_to_fp32")]
+        assert casts
+        made.graph.node.extend(casts)
+        return made
+
+    monkeypatch.setattr(half, "_converter", lambda: older)
+    half.write_half(bundle / "backbone.onnx", tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (bundle / "backbone-fp16.onnx").read_bytes()
+
+
 def test_two_writings_of_fp16_give_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     from model_export.half import write_half
 
