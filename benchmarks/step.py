@@ -48,7 +48,7 @@ def measure(recipe: Recipe, batch: Batch, steps: int) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
     model = UniversalModel(recipe.model, random_text_embedding(recipe.seed)[0]).to(device)
     model.reset_heads()
-    model.backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    model.backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's own signature
     classifier = VoxelClassifier(model.backbone.decoder_channels, len(STANDARD.labels)).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, classifier, recipe), weight_decay=recipe.weight_decay)
     model.train()
@@ -59,7 +59,7 @@ def measure(recipe: Recipe, batch: Batch, steps: int) -> dict[str, Any]:
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         loss, side_loss = losses(model, classifier, batch, step, recipe, STANDARD)
-        (loss.total + recipe.deep_supervision * side_loss).backward()  # type: ignore[no-untyped-call]
+        (loss.total + recipe.deep_supervision * side_loss).backward()  # type: ignore[no-untyped-call]  # as above
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -6,7 +6,6 @@ import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from training.parallel import (
     share_batch_norms,
     wait_for_all,
 )
-from training.pictures import fullest_slice, overlay, pack
 from training.precision import mixed_precision
 from training.provenance import describe_run
 from training.recipe import Recipe
@@ -44,14 +42,13 @@ from training.samples import (
     first_windows,
     loader_processes,
     training_batches,
-    validation_batches,
 )
 from training.store import build_phantom_store, drawing_beside
 from training.text import TextProvenance
+from training.validation import picture, validate
 from training.warm_start import renew_heads, settle_norms, start_from_bundle, start_from_checkpoint
 
 _SETTLING_WINDOWS = 8
-_PICTURES = 4
 
 
 @dataclass(frozen=True)
@@ -295,30 +292,6 @@ def parameter_groups(model: UniversalModel, classifier: VoxelClassifier, recipe:
     ]
 
 
-@torch.no_grad()
-def validate(
-    model: UniversalModel, store: Path, recipe: Recipe, device: torch.device, *, scans: Assembly | None = None
-) -> dict[str, float]:
-    """Dice per label over the fixed validation windows, all voxels of a label counted as one set.
-
-    Labels that no window contains, or that were not annotated, are absent from the answer. Occupancy of half a voxel or
-    more counts as foreground.
-    """
-    model.eval()
-    table = labels_of(scans)
-    overlap, total, present = (torch.zeros(len(table.labels), device=device) for _ in range(3))
-    for image, occupancy, supervised in validation_batches(store, recipe, device, scans=scans):
-        annotated = supervised[:, :, None, None, None]
-        with mixed_precision(device, wanted=recipe.mixed_precision):
-            predicted = (model(image) > 0) & annotated
-        truth = (occupancy >= 4) & annotated
-        overlap += (predicted & truth).sum(dim=(0, 2, 3, 4))
-        total += predicted.sum(dim=(0, 2, 3, 4)) + truth.sum(dim=(0, 2, 3, 4))
-        present += truth.sum(dim=(0, 2, 3, 4))
-    dice = 2.0 * overlap / total.clamp(min=1)
-    return {name: float(dice[c]) for c, name in enumerate(table.names) if present[c] > 0}
-
-
 def _log_losses(writer: SummaryWriter, step: int, loss: MaskedLoss, side_loss: Tensor, learning_rate: float) -> None:
     writer.add_scalar("loss/dice", loss.dice.item(), step)
     writer.add_scalar("loss/cross_entropy", loss.cross_entropy.item(), step)
@@ -331,29 +304,6 @@ def _log_validation(writer: SummaryWriter, step: int, dice: dict[str, float], sh
     for name, value in dice.items():
         writer.add_scalar(f"dice/{name}", value, step)
     writer.add_image("truth and prediction", shown, step)
-
-
-@torch.no_grad()
-def picture(
-    model: UniversalModel, store: Path, recipe: Recipe, device: torch.device, scans: Assembly | None = None
-) -> NDArray[np.uint8]:
-    """The fullest slice of the first validation windows (3,rows,columns): truth on top, the prediction below.
-
-    What was not annotated is left out of both.
-    """
-    columns = []
-    stride = model.feature_stride
-    table = labels_of(scans)
-    low, high = recipe.model.output_range
-    for image, occupancy, supervised in islice(validation_batches(store, recipe, device, scans=scans), _PICTURES):
-        annotated = supervised[0, :, None, None, None]
-        with mixed_precision(device, wanted=recipe.mixed_precision):
-            predicted = (model.eval()(image)[0] > 0) & annotated
-        bits = [pack(masks.cpu().numpy()) for masks in ((occupancy[0] >= 4) & annotated, predicted)]
-        plane = fullest_slice(bits[0])
-        gray = image[0, 0, ::stride, ::stride, plane * stride].float().cpu().numpy()
-        columns.append(np.concatenate([overlay(gray, of[:, :, plane], low, high, table=table) for of in bits]))
-    return np.concatenate(columns, axis=1).transpose(2, 0, 1)
 
 
 def _painters(recipe: Recipe) -> int:

@@ -15,7 +15,8 @@ from training.labels import LABELS
 from training.recipe import Recipe
 from training.samples import training_batches, validation_batches
 from training.text import random_text_embedding
-from training.train import RunFolder, train, validate
+from training.train import RunFolder, train
+from training.validation import validate
 
 
 def run_recipe(folder: Path, recipe: Recipe, *, supervised: int = 0xFFFFFFFF) -> RunFolder:
