@@ -118,12 +118,14 @@ TEXT_OPTION := $(if $(TEXT_EMBEDDINGS),--text-embeddings $(TEXT_EMBEDDINGS))
 train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file EXAMPLE_CT=folder); long on a CPU
 	@test -d "$(EXAMPLE_CT)" || { echo "EXAMPLE_CT=folder with example_ct.nii.gz and its labels: training/recipes/example_ct.yaml"; exit 2; }
 	$(BIN)/viscera-train train --run runs/first --recipe default_compact $(TEXT_OPTION)
-	mkdir -p runs/refined runs/default && for run in refined default; do ln -sfn ../first/store runs/$$run/store; done
+	mkdir -p runs/refined runs/lesions && for run in refined lesions; do ln -sfn ../first/store runs/$$run/store; done
 	$(BIN)/viscera-train train --run runs/refined --recipe default_compact_refine $(TEXT_OPTION) --start-from runs/first/model.pt
 	$(BIN)/viscera-train harmonize "$(EXAMPLE_CT)" --as training/recipes/example_ct.yaml --recipe default_compact_lesions \
 	  --out runs/scans
-	$(BIN)/viscera-train train --run runs/default --recipe default_compact_lesions $(TEXT_OPTION) --store runs/scans \
+	$(BIN)/viscera-train train --run runs/lesions --recipe default_compact_lesions $(TEXT_OPTION) --store runs/scans \
 	  --start-from runs/refined/model.pt
+	$(BIN)/viscera-train train --run runs/default --recipe default_compact_burden $(TEXT_OPTION) --store runs/scans \
+	  --start-from runs/lesions/model.pt
 	$(BIN)/viscera-train calibrate runs/default/model.pt --store runs/first/store --out runs/default/calibrated.pt
 	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out runs/bundle --name viscera-compact --version $(BUNDLE) --force
 	$(BIN)/viscera-train evaluate --bundle runs/bundle/viscera-compact-$(BUNDLE) --scans 20 --out runs/evaluation

@@ -1,4 +1,4 @@
-"""How logits become masks, chosen on whole phantoms that were not trained on.
+"""How logits become masks, chosen on phantom scans that were not trained on.
 
 Training sees windows around small labels more often than a scan has them, and a network that is trained for long says
 0 or 1 where it should say perhaps. So all logits are first multiplied by the one number that makes the probabilities
@@ -9,7 +9,7 @@ lesions, another may use better.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cc3d
@@ -29,6 +29,7 @@ from training.checkpoint import Calibration
 from training.detection import LEAST_LESION_ML, bounding_box, count_detections
 from training.labels import BY_NAME, LABELS, LESIONS, ORGANS, Label
 from training.networks.universal import UniversalModel
+from training.phantom.phantom import sample_settings
 from training.precision import mixed_precision
 from training.rendering import Voxels, render
 from training.store import Case, open_case
@@ -42,6 +43,7 @@ LESION_BOUNDS = (0.02, 0.5)
 FARTHEST = 24.0  # logits beyond it count as it
 BINS = 480  #: of logits, from -FARTHEST to FARTHEST
 _LOGIT_SCALES = (0.1, 2.0)
+_LEAST_PLANES = 32
 
 LESION_PEAKS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 LESION_VOLUMES_ML = (LEAST_LESION_ML, 1.0, 1.5, 2.0, 3.0)
@@ -87,7 +89,8 @@ def calibrate(model: UniversalModel, store: Path, seeds: range, device: torch.de
     filled, seen = (torch.zeros(len(LABELS), BINS, dtype=torch.float64) for _ in range(2))
     fields: dict[str, list[LesionField]] = {lesion.name: [] for lesion in LESIONS}
     for seed in track(seeds, description="Calibration"):
-        case = see_whole_case(model, open_case(store, seed), np.random.default_rng((seed, 78)), device)
+        scanned = field_of_view(open_case(store, seed), seed, model.config.spacing_mm[2])
+        case = see_whole_case(model, scanned, np.random.default_rng((seed, 78)), device)
         for organ in ORGANS:
             if case.supervised[organ.channel]:
                 occupancy = case.occupancy[organ.channel] / np.float32(8.0)
@@ -116,6 +119,15 @@ def calibrate(model: UniversalModel, store: Path, seeds: range, device: torch.de
         lesion_peaks={name: point.peak for name, point in chosen.items() if point.peak > thresholds[name]},
         lesion_volumes_ml={name: point.volume_ml for name, point in chosen.items()},
     )
+
+
+def field_of_view(case: Case, seed: int, spacing_mm: float) -> Case:
+    """The part of a phantom that a scan of its seed shows along z: as much of it can hold false lesions."""
+    view, planes = sample_settings(seed).field_of_view, case.codes.shape[2]
+    low, high = (round(z / spacing_mm + (planes - 1) / 2) for z in (view.low_z, view.high_z))
+    start = min(max(low, 0), max(planes - _LEAST_PLANES, 0))
+    codes = np.ascontiguousarray(case.codes[:, :, start : max(high, start + _LEAST_PLANES)])
+    return replace(case, codes=codes)
 
 
 @torch.no_grad()
@@ -152,11 +164,16 @@ def see_whole_case(model: UniversalModel, case: Case, rng: np.random.Generator, 
 def lesion_field(case: WholeCase, lesion: Label) -> LesionField:
     """Lesions of one type, predicted and true, where the bundle's post-processing lets them lie."""
     truth = case.occupancy[lesion.channel] >= 4
-    hosts = [BY_NAME[name].channel for name in lesion.hosts]
-    inside = ndimage.binary_dilation((case.logits[hosts] > 0.0).any(axis=0))
+    hosts = [_largest_component(case.logits[BY_NAME[name].channel] > 0.0) for name in lesion.hosts]
+    inside = ndimage.binary_dilation(np.logical_or.reduce(hosts))
     box = bounding_box(inside | truth)
     logits = np.where(inside[box], case.logits[lesion.channel][box], np.float16(-FARTHEST)).astype(np.float32)
     return LesionField(logits, truth[box], case.voxel_ml)
+
+
+def _largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    largest: NDArray[np.bool_] = cc3d.largest_k(mask.view(np.uint8), k=1, connectivity=26) > 0
+    return largest
 
 
 def likeliest_scale(filled: Tensor, seen: Tensor) -> float:

@@ -1,5 +1,6 @@
 """Thresholds: the best cut by hand, and whole cases in windows side by side."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from training.calibrate import (
     best_threshold,
     calibrate,
     choose_operating_points,
+    field_of_view,
     lesion_field,
     likeliest_scale,
     operating_points,
@@ -104,6 +106,18 @@ def test_a_whole_case_is_padded_to_windows_and_seen_in_place() -> None:
     assert case.logits[0][kidneys == 0].mean() < -8.0
 
 
+def test_a_phantom_is_calibrated_on_as_far_as_its_scan_reaches() -> None:
+    """The scan of seed 1 reaches from -119 to 115 mm; plane 0 of 350 lies at -349 mm."""
+    whole = replace(box_case(), codes=np.arange(350).astype(np.uint8).reshape(1, 1, 350))
+    np.testing.assert_array_equal(field_of_view(whole, 1, 2.0).codes, whole.codes[:, :, 115:232])
+
+
+def test_of_a_short_phantom_some_planes_are_left() -> None:
+    short = replace(box_case(), codes=np.zeros((1, 1, 40), np.uint8))
+    for seed in range(8):
+        assert 32 <= field_of_view(short, seed, 2.0).codes.shape[2] <= 40
+
+
 def lesion_case() -> WholeCase:
     """Liver in the lower half. Tumours: one of 27 voxels at logit 2.2 (probability 0.90, at half the scale 0.75); false
     ones of 27 at 0.4 (0.55) in the liver, of 27 at 6 outside of it, and a speck of 2 at 9 in it. A voxel has 0.064 ml,
@@ -134,6 +148,12 @@ def test_a_lesion_lies_in_its_hosts_or_a_voxel_beside_them() -> None:
     assert field.logits.shape == (20, 20, 11)
     assert field.truth.sum() == 27
     assert (field.logits > 0.0).sum() == 27 + 27 + 2, "not the one outside of the liver"
+
+
+def test_a_host_is_its_largest_component() -> None:
+    case = lesion_case()
+    case.logits[BY_NAME["liver"].channel, 9:14, 9:14, 14:19] = 2.0  # a scrap of liver around the tumour beside it
+    assert (field_of(case).logits > 0.0).sum() == 27 + 27 + 2
 
 
 def test_lesions_at_each_peak_and_volume_by_hand() -> None:

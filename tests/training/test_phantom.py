@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.labels import BY_NAME, LABELS
-from training.phantom.anatomy import Raster, rasterize, sample_anatomy
+from training.phantom.anatomy import HEAVY_BURDEN_SEEDS, Raster, rasterize, sample_anatomy
 from training.phantom.phantom import ABDOMEN, TRUNK, Phantom, draw_phantom, sample_settings, scan_grid
 from training.phantom.render import render_hu
 from training.phantom.seeds import stream
@@ -101,6 +101,19 @@ def test_lesions_lie_in_their_hosts_and_their_volumes_are_counted(patients: dict
             assert lesion.volume_ml == pytest.approx(tumor.sum() * 0.064)
             center = np.linalg.inv(patient.affine) @ (*lesion.center_mm, 1.0)
             assert np.linalg.norm(np.argwhere(tumor).mean(0) - center[:3]) * 4 < lesion.diameter_mm / 2
+
+
+def test_a_heavy_burden_is_many_lesions_each_counted_once() -> None:
+    patient = raster(HEAVY_BURDEN_SEEDS.start)
+    assert len(patient.lesions) > 5  # the most that any other patient has
+    names = {lesion.label for lesion in patient.lesions}
+    assert len(names) < len(patient.lesions)
+    for name in names:
+        volumes = [lesion.volume_ml for lesion in patient.lesions if lesion.label == name]
+        assert sum(volumes) == pytest.approx(mask(patient.labels, name).sum() * 0.064)
+    for lesion in patient.lesions:
+        sphere_ml = np.pi / 6 * (lesion.diameter_mm / 10) ** 3
+        assert lesion.volume_ml < 1.5 * sphere_ml
 
 
 def test_hepatic_vessels_are_liver_and_exclude_their_tumor(patients: dict[int, Raster]) -> None:

@@ -24,7 +24,7 @@ from training.phantom.bowel import (
     sample_bowel,
 )
 from training.phantom.canvas import Canvas, Fields, bit
-from training.phantom.lesions import LesionPlan, PlantedLesion, paint_lesion, plan_lesions
+from training.phantom.lesions import LesionPlan, PlantedLesion, draw_burden, paint_lesion, plan_lesions
 from training.phantom.pelvis import Pelvis, paint_pelvis_organs, sample_pelvis
 from training.phantom.seeds import stream
 from training.phantom.skeleton import Skeleton, paint_skeleton, sample_skeleton
@@ -34,6 +34,8 @@ from training.phantom.vessels import Vessels, paint_vessels, sample_vessels
 #: Voxels painted at once; larger grids are painted slab by slab along z, to bound memory.
 _SLAB_VOXELS = 12_000_000
 _PLANNING_MM = 4.0
+#: Patients with ten lesions rather than two. A window costs a training the same whatever it shows, and these show more.
+HEAVY_BURDEN_SEEDS = range(500_000, 900_000)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Raster:
 
 
 def sample_anatomy(seed: int) -> Anatomy:
-    """All parameters of the patient with this seed."""
+    """All parameters of the patient with this seed; those of `HEAVY_BURDEN_SEEDS` have many lesions."""
     body = sample_body(stream(seed, "body"))
     fields = build_fields(body, stream(seed, "fields"))
     vessels = sample_vessels(stream(seed, "vessels"))
@@ -85,7 +87,9 @@ def sample_anatomy(seed: int) -> Anatomy:
     )
     shape, affine = trunk_grid(anatomy, (_PLANNING_MM,) * 3)
     plan = rasterize(anatomy, shape, affine)
-    return replace(anatomy, lesions=plan_lesions(stream(seed, "lesions"), plan.labels, plan.affine))
+    lesions = stream(seed, "lesions")
+    burden = draw_burden(lesions, heavy=seed in HEAVY_BURDEN_SEEDS)
+    return replace(anatomy, lesions=plan_lesions(lesions, burden, plan.labels, plan.affine))
 
 
 def trunk_grid(
@@ -125,13 +129,17 @@ def rasterize(anatomy: Anatomy, shape: tuple[int, int, int], affine: NDArray[np.
 
 
 def _count(labels: NDArray[np.uint32], plan: LesionPlan, affine: NDArray[np.float64]) -> int:
-    """Voxels of a planned lesion; each type is planted at most once in a patient."""
-    reach = 1.3 * plan.radius_mm
-    spacing = np.diag(affine)[:3]
-    first = np.maximum(np.floor((np.array(plan.center_mm) - reach - affine[:3, 3]) / spacing).astype(int), 0)
-    last = np.maximum(np.ceil((np.array(plan.center_mm) + reach - affine[:3, 3]) / spacing).astype(int) + 1, 0)
+    """Voxels of a planned lesion: those of its type within 1.2 radii, where no other lesion comes (`plan_lesions`) and
+    which no bump of its own leaves."""
+    reach = 1.2 * plan.radius_mm
+    spacing, center = np.diag(affine)[:3], np.array(plan.center_mm) - affine[:3, 3]
+    first = np.maximum(np.floor((center - reach) / spacing).astype(int), 0)
+    last = np.maximum(np.ceil((center + reach) / spacing).astype(int) + 1, 0)
     part = labels[first[0] : last[0], first[1] : last[1], first[2] : last[2]]
-    return int(((part & bit(plan.label)) != 0).sum())
+    offsets_mm = np.indices(part.shape).T * spacing + first * spacing - center
+    distance_mm = np.linalg.norm(offsets_mm, axis=-1).T
+    near = distance_mm <= reach
+    return int((near & ((part & bit(plan.label)) != 0)).sum())
 
 
 def _paint(canvas: Canvas, anatomy: Anatomy) -> None:

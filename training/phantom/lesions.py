@@ -1,5 +1,6 @@
 """Lesions: where they may grow, and how they change the tissue of their host. All sizes in world mm."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,13 +48,22 @@ class PlantedLesion:
     volume_ml: float  #: as rasterised: number of voxels times their volume
 
 
+def draw_burden(rng: np.random.Generator, *, heavy: bool = False) -> list[str]:
+    """Types of the lesions that a patient is to have, in random order: none to five, no type twice; or, for a patient
+    made to learn lesions from, none to three of each type."""
+    names = [label.name for label in LESIONS]
+    if heavy:
+        return [str(name) for name in rng.permutation(np.repeat(names, rng.integers(0, 4, len(names))))]
+    order = [str(name) for name in rng.permutation(names)]
+    return order[: int(rng.choice([0, 1, 2, 3, 4, 5], p=[0.1, 0.16, 0.2, 0.2, 0.18, 0.16]))]
+
+
 def plan_lesions(
-    rng: np.random.Generator, labels: NDArray[np.uint32], affine: NDArray[np.float64]
+    rng: np.random.Generator, burden: Sequence[str], labels: NDArray[np.uint32], affine: NDArray[np.float64]
 ) -> tuple[LesionPlan, ...]:
-    """None to five lesions for a patient who was rasterised without any; types come in random order."""
-    order = [str(name) for name in rng.permutation([label.name for label in LESIONS])]
+    """Places for lesions of these types, of those that find one, in a patient who was rasterised without any."""
     plans: list[LesionPlan] = []
-    for name in order[: int(rng.choice([0, 1, 2, 3, 4, 5], p=[0.1, 0.16, 0.2, 0.2, 0.18, 0.16]))]:
+    for name in burden:
         plan = _plan(rng, name, labels, affine, plans)
         if plan is not None:
             plans.append(plan)
