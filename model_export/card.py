@@ -21,7 +21,7 @@ _PHANTOM_LIMITS = """\
   lesions and rough borders. Do not report figures of this bundle as those of the Universal Model."""
 _CALIBRATED = """\
 - Chosen on other cases of the same kind: the factor of all logits, {scale:g}, by the likelihood of their voxels
-  (temperature scaling); the threshold of a label by best Dice; how certain the network must be somewhere in a lesion,
+  (temperature scaling); the threshold of a lesion by best Dice; how certain the network must be somewhere in a lesion,
   and how large the lesion must be, so that most are found at a fixed number of false ones.
 - Lesions that are dropped for their size: {dropped}.
 - The other post-processing rules come from the reference implementation."""

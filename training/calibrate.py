@@ -2,10 +2,11 @@
 
 Training sees windows around small labels more often than a scan has them, and a network that is trained for long says
 0 or 1 where it should say perhaps. So all logits are first multiplied by the one number that makes the probabilities
-likeliest (temperature scaling, Guo et al. 2017, section 4.2); that moves no border at 0.5. Then each label is cut where
-its Dice is best. Of a lesion that is so cut, peak and volume decide whether it counts: each type has those at which,
-over all types together, most lesions are found at no more than `FALSE_POSITIVES_PER_SCAN`. What a type costs in false
-lesions, another may use better.
+likeliest (temperature scaling, Guo et al. 2017, section 4.2); that moves no border at 0.5. Organs are cut there: where
+their Dice is best on the features' grid, which sees half a border voxel as a whole one, is not where it is on the
+scan's. A lesion is cut where its Dice is best, mostly far lower. Of one that is so cut, peak and volume decide whether
+it counts: each type has those at which, over all types together, most lesions are found at no more than
+`FALSE_POSITIVES_PER_SCAN`. What a type costs in false lesions, another may use better.
 """
 
 import math
@@ -35,9 +36,7 @@ from training.rendering import Voxels, render
 from training.store import Case, open_case
 
 UNDECIDED = 0.5
-#: Of thresholds: an organ that wants more than this needs training, not another threshold. A lesion's probability is
-#: small where the network has seen few like it; the service keeps it at 8 bits.
-ORGAN_BOUNDS = (0.2, 0.8)
+#: Of thresholds: a probability is small where the network has seen few such lesions; the service keeps it at 8 bits.
 LESION_BOUNDS = (0.02, 0.5)
 
 FARTHEST = 24.0  # logits beyond it count as it
@@ -83,7 +82,7 @@ class OperatingPoint:
 def calibrate(model: UniversalModel, store: Path, seeds: range, device: torch.device) -> Calibration:
     """Scale of the logits, threshold of each label, peak and volume of each lesion type, from the cases of `seeds`.
 
-    The scale is put into the model's weights. 0.5 and the least volume for what no case has.
+    The scale is put into the model's weights. 0.5 for organs, 0.5 and the least volume for what no case has.
     """
     model.eval()
     filled, seen = (torch.zeros(len(LABELS), BINS, dtype=torch.float64) for _ in range(2))
@@ -102,10 +101,8 @@ def calibrate(model: UniversalModel, store: Path, seeds: range, device: torch.de
                 _count_voxels(field.logits, field.truth, filled[lesion.channel], seen[lesion.channel])
     scale = likeliest_scale(filled, seen)
     model.scale_logits(scale)
-    thresholds = {
-        label.name: best_threshold(filled[label.channel], seen[label.channel], scale, bounds)
-        for labels, bounds in ((ORGANS, ORGAN_BOUNDS), (LESIONS, LESION_BOUNDS))
-        for label in labels
+    thresholds = dict.fromkeys((organ.name for organ in ORGANS), UNDECIDED) | {
+        lesion.name: best_threshold(filled[lesion.channel], seen[lesion.channel], scale) for lesion in LESIONS
     }
     points = {
         name: _sum_over_cases([operating_points(field, scale, thresholds[name]) for field in of_type])
@@ -190,8 +187,8 @@ def likeliest_scale(filled: Tensor, seen: Tensor) -> float:
     return round(float(minimize_scalar(cost, bounds=_LOGIT_SCALES, method="bounded").x), 2)
 
 
-def best_threshold(filled: Tensor, seen: Tensor, scale: float, bounds: tuple[float, float]) -> float:
-    """The probability within `bounds` where a cut has the best Dice, from voxels of one label by bin, (BINS,).
+def best_threshold(filled: Tensor, seen: Tensor, scale: float) -> float:
+    """The probability within `LESION_BOUNDS` where a cut has the best Dice, from voxels of one label by bin, (BINS,).
 
     Of equally good ones that closest to 0.5. 0.5 where nothing is filled.
     """
@@ -200,7 +197,8 @@ def best_threshold(filled: Tensor, seen: Tensor, scale: float, bounds: tuple[flo
     above, predicted = (torch.flip(torch.cumsum(torch.flip(counts, [0]), 0), [0]) for counts in (filled, seen))
     dice = 2.0 * above / (predicted + filled.sum()).clamp(min=1e-9)
     threshold = torch.sigmoid(scale * _edges())
-    allowed = (threshold >= bounds[0] - 1e-9) & (threshold <= bounds[1] + 1e-9)
+    low, high = LESION_BOUNDS
+    allowed = (threshold >= low - 1e-9) & (threshold <= high + 1e-9)
     tie = 1e-9 * (threshold - UNDECIDED).abs()
     return round(float(threshold[torch.argmax(torch.where(allowed, dice, -1.0) - tie)]), 3)
 
