@@ -125,7 +125,7 @@ def calibrate_command(
     weights: Annotated[Path, typer.Argument(help="Checkpoint (.pt) or bundle, which stays as it is.")],
     out: Annotated[Path, typer.Option(help="Checkpoint to write, with scaled logits, thresholds, peaks and volumes.")],
     store: Annotated[Path, typer.Option(help="Folder for the phantoms that they are chosen on.")],
-    phantoms: Annotated[int, typer.Option(min=1, help="How many.")] = 36,
+    phantoms: Annotated[int, typer.Option(min=1, help="How many.")] = 30,
     recipe: Annotated[str, typer.Option(help="For a bundle: the recipe of its network.")] = "default_compact",
     text_embeddings: Annotated[
         Path | None, typer.Option(help="For a bundle: the text features that it was trained with.")
