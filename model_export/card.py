@@ -11,6 +11,8 @@ from training.checkpoint import NOT_CALIBRATED, Calibration, Checkpoint
 from training.labels import BY_NAME
 
 INTENDED_USE = "Research only. Not a medical device: not for diagnosis, treatment or any other clinical decision."
+_SHORT_SCANS = "go on for {planes} planes below and above, copies of the first and the last one"
+_NO_CONTINUATION = "end in background"
 NOT_EVALUATED = "Not evaluated: no evaluation was given at export."
 
 _PHANTOM_NOTE = """\
@@ -80,6 +82,9 @@ def render_card(checkpoint: Checkpoint, facts: CardFacts, labels: Sequence[JsonO
         output_range=_interval(config.output_range),
         roi_size=" x ".join(str(edge) for edge in config.roi_size),
         overlap=f"{config.overlap:g}",
+        short_scans=_SHORT_SCANS.format(planes=config.continued_planes)
+        if config.continued_planes
+        else _NO_CONTINUATION,
         text_encoder=text.encoder,
         prompt_template=text.prompt_template,
         text_source=text.source,

@@ -196,6 +196,7 @@ def build_manifest(
             "overlap": config.overlap,
             "importance": "gaussian",
             "sigma_scale": _SIGMA_SCALE,
+            "continued_planes": config.continued_planes,
         },
         "mask_interpolation": "linear",
         "backbone": {

@@ -20,6 +20,7 @@ $data_note
 | labels | $label_count |
 | input | CT in HU, RAS orientation, $spacing mm; $intensity_range HU mapped to $output_range |
 | window | $roi_size voxels, overlap $overlap, Gaussian blending |
+| short scans | $short_scans |
 | text encoder | $text_encoder |
 | prompt | `$prompt_template` |
 | source of the text features | $text_source |

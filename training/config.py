@@ -2,7 +2,7 @@
 
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 Architecture: TypeAlias = Literal["compact", "swin_unetr", "unet", "unetpp", "dints"]
 PatchMerging: TypeAlias = Literal["complete", "duplicated"]
@@ -16,7 +16,8 @@ class ModelConfig(BaseModel):
     joined, `complete` for new training, `duplicated` for published weights.
     `spacing_mm` is per axis of the RAS grid; HU are clipped to `intensity_range_hu` and mapped linearly to
     `output_range`.
-    `roi_size` is the sliding window in voxels, each a multiple of `size_multiple`.
+    `roi_size` is the sliding window in voxels, each a multiple of `size_multiple`. A scan lower than it has
+    `continued_planes` copies of its first and last plane around it at inference, before background.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,3 +33,4 @@ class ModelConfig(BaseModel):
     foreground_above_hu: float | None = -300.0
     roi_size: tuple[int, int, int] = (96, 96, 96)
     overlap: float = 0.5
+    continued_planes: NonNegativeInt = 0

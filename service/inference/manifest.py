@@ -212,12 +212,17 @@ class Preprocessing(_Part):
 
 
 class SlidingWindow(_Part):
-    """How windows (voxels of the model grid, axes x, y, z) cover the volume and how their logits are blended."""
+    """How windows (voxels of the model grid, axes x, y, z) cover the volume and how their logits are blended.
+
+    A scan lower than a window goes on beyond its first and last plane for `continued_planes` more, copies of that
+    plane; then there is background. A body does not end where its scan does.
+    """
 
     roi_size: tuple[WindowEdge, WindowEdge, WindowEdge]
     overlap: Annotated[float, Field(ge=0.0, le=0.9)]
     importance: Literal["gaussian"]
     sigma_scale: Annotated[float, Field(gt=0.0, le=1.0)]
+    continued_planes: Annotated[int, Field(ge=0, le=64)] = 0
 
     def with_overlap(self, overlap: float | None) -> Self:
         """The same windows with another overlap (0 to 0.9); None keeps the bundle's."""

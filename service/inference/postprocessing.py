@@ -114,10 +114,16 @@ def side_of_pair(mask: BoxedMask | None, partner: BoxedMask | None, side: str) -
     if len(sizes) < 2:
         return None
     pair = np.argsort(-sizes, kind="stable")[:2]
-    along_x = [float(np.mean(np.nonzero(components == number + 1)[0])) for number in pair]
+    along_x = [_mean_plane(components == number + 1) for number in pair]
     left_first = pair if along_x[0] <= along_x[1] else pair[::-1]
     chosen = left_first[0] if side == "left" else left_first[1]
     return BoxedMask.trimmed(joined.box, _members(components, np.array([chosen]), len(sizes)))
+
+
+def _mean_plane(mask: Mask) -> float:
+    """The mean position of a mask's voxels along its first axis."""
+    per_plane = np.count_nonzero(mask, axis=(1, 2))
+    return float(per_plane @ np.arange(len(per_plane)) / per_plane.sum())
 
 
 def union(masks: Iterable[BoxedMask | None]) -> BoxedMask | None:

@@ -13,9 +13,10 @@ themselves stay as predicted, so at a host's surface a lesion may reach beyond i
 lesions overlap by design, and nothing is cut from either.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -39,6 +40,9 @@ _FRAGMENT_SHARE = 0.5
 
 # Planes that are held as floats at once, of a label that may fill the scan.
 _SLAB = 32
+
+# Upsampled logits up to so many voxels are kept from the first use of a label's region to the last: 64 MB of float32.
+_HELD_VOXELS = 16_000_000
 
 
 def restore_masks(
@@ -137,8 +141,8 @@ def _predicted(logits: Logits, name: str) -> BoxedMask | None:
 class _Region:
     """A label's logits on the (cropped) model grid, in a box outside which they do not exceed the threshold.
 
-    The box is a voxel larger than what exceeds it, as far as the crop reaches. Logits are upsampled where they are
-    asked for, so that a label that fills the scan is never held as floats.
+    The box is a voxel larger than what exceeds it, as far as the crop reaches. Logits of a usual organ are upsampled
+    once; those of a label that fills the scan, wherever they are asked for, so that it is never held as floats.
     """
 
     logits: Logits
@@ -159,6 +163,14 @@ class _Region:
         return probability
 
     def _read(self, box: Box) -> Float32:
+        return self._upsampled(box) if self._held is None else self._held[relative(box, self.box)]
+
+    @cached_property
+    def _held(self) -> Float32 | None:
+        """The logits of the whole box, where they are not too many."""
+        return self._upsampled(self.box) if math.prod(box_shape(self.box)) <= _HELD_VOXELS else None
+
+    def _upsampled(self, box: Box) -> Float32:
         kept, stride = self.logits.kept[self.channel], self.logits.stride
         if stride == 1:
             return kept.read(box)

@@ -20,6 +20,7 @@ from service.errors import InsufficientDeviceMemory
 from service.imaging.geometry import Shape
 from service.inference.accumulator import Accumulator
 from service.inference.economy import Economy
+from service.inference.grid import ModelGrid
 from service.inference.logits import Logits, Slab, gather_logits
 from service.inference.manifest import Label, SlidingWindow
 from service.inference.preprocessing import NetworkInput
@@ -67,7 +68,8 @@ def predict_windows(
     economy: Economy | None = None,
     spool: Spool | None = None,
 ) -> Logits:
-    """Logits on the feature grid, those near a label. A scan smaller than a window lies in the middle of background.
+    """Logits on the feature grid, those near a label. A scan smaller than a window lies in the middle of background;
+    at its lower and upper end it goes on for a few planes first, if the bundle says so.
 
     `progress` is told after each window and may raise to stop. `economy` is what may be taken of the device's memory,
     and knows afterwards what was; None: as much as the predictor likes. `spool` takes the logits.
@@ -99,6 +101,7 @@ def blended_slabs(
         for n, edge in zip(network_input.grid.shape, roi, strict=True)
     ]
     x, y, z = axes
+    ends = _continued(network_input.grid, z, roi[2], sliding_window.continued_planes)
     weight = importance_map((roi[0] // stride, roi[1] // stride, roi[2] // stride), sliding_window.sigma_scale)
     accumulator = Accumulator(len(predictor.labels), (x.length // stride, y.length // stride), weight)
     answers = _Answers(predictor, economy, network_input.background)
@@ -111,7 +114,8 @@ def blended_slabs(
         for first in range(0, len(columns), predictor.batch_size):
             batch = columns[first : first + predictor.batch_size]
             cut = [
-                _cut_window(scan, (left, front, height), axes, roi, network_input.background) for left, front in batch
+                _cut_window(scan, (left, front, height), axes, ends, roi, network_input.background)
+                for left, front in batch
             ]
             for column, ((left, front), logits) in enumerate(zip(batch, answers.of(cut), strict=True), first + 1):
                 accumulator.add(logits, (left // stride, front // stride), economy)
@@ -189,9 +193,26 @@ def _plan_axis(n: int, roi: int, overlap: float, stride: int) -> _Axis:
     return _Axis(length, before, (*range(0, length - roi, interval), length - roi))
 
 
+def _continued(grid: ModelGrid, z: _Axis, roi: int, planes: int) -> tuple[int, int]:
+    """For how many planes a scan lower than a window goes on below and above: for none where the body crop left planes
+    out, since it is known that nobody lies there."""
+    height, crop = grid.shape[2], grid.crop[2]
+    if height >= roi:
+        return 0, 0
+    below = min(planes, z.before) if crop.start == 0 else 0
+    above = min(planes, roi - z.before - height) if crop.stop == grid.whole[2] else 0
+    return below, above
+
+
 def _cut_window(
-    scan: Tensor, start: tuple[int, ...], axes: list[_Axis], roi: tuple[int, int, int], background: float
+    scan: Tensor,
+    start: tuple[int, ...],
+    axes: list[_Axis],
+    ends: tuple[int, int],
+    roi: tuple[int, int, int],
+    background: float,
 ) -> Tensor:
+    """A window of the scan, background around it; its first and last plane go on for so many planes (`ends`)."""
     window = scan.new_full(roi, background)
     source: list[slice] = []
     target: list[slice] = []
@@ -200,4 +221,7 @@ def _cut_window(
         source.append(slice(max(low, 0), min(low + edge, n)))
         target.append(slice(max(-low, 0), max(-low, 0) + source[-1].stop - source[-1].start))
     window[tuple(target)] = scan[tuple(source)]
+    low, high = target[2].start, target[2].stop
+    window[:, :, low - ends[0] : low] = window[:, :, low : low + 1]
+    window[:, :, high : high + ends[1]] = window[:, :, high - 1 : high]
     return window

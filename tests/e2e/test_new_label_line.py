@@ -26,7 +26,7 @@ FIRST = """
 name = "first"
 seed = 1
 whiten_text = true
-steps = 250
+steps = 1500
 batch_size = 2
 patch = 48
 learning_rate = 4e-3
@@ -44,8 +44,8 @@ mixed_precision = false
 phantoms = 10
 validation_phantoms = 1
 validation_samples = 0
-validate_every = 1000
-save_every = 1000
+validate_every = 2000
+save_every = 500
 loader_processes = 0
 
 [model]
@@ -57,8 +57,8 @@ overlap = 0.25
 #: What the second run does otherwise: half scans, a low rate, and no scaffolds, which only help a fresh network along.
 FINE = {
     'name = "first"': 'name = "fine"\nscans = 0.5\nhead_learning_rate_factor = 0.25',
-    "steps = 250": "steps = 200",
-    "learning_rate = 4e-3": "learning_rate = 1e-3",
+    "steps = 1500": "steps = 200",
+    "learning_rate = 4e-3": "learning_rate = 5e-4",
     "organ_rarity_exponent = 0.5\n": "",
     "deep_supervision = 1.0\n": "",
     "head_leak = 0.1\n": "",
@@ -147,6 +147,6 @@ def test_a_new_label_is_learnt_and_the_old_ones_are_kept(tmp_path: Path) -> None
     )  # fmt: skip
     organs_before, _ = dice(first)
     organs_after, trunk = dice(fine)
-    assert organs_before > 0.1  # else there is nothing to forget
+    assert organs_before > 0.4  # else there is nothing to forget
     assert organs_after >= organs_before - 0.01
     assert trunk > 0.6

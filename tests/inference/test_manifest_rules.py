@@ -106,6 +106,7 @@ def _set(*path: str | int, to: object) -> Callable[[dict[str, Any]], None]:
         (_set("preprocessing", "interpolation", to="nearest"), "interpolation"),
         (_set("sliding_window", "roi_size", to=[32, 32, 40]), "roi_size"),
         (_set("sliding_window", "overlap", to=1.0), "overlap"),
+        (_set("sliding_window", "continued_planes", to=-1), "continued_planes"),
         (_set("backbone", "feature_stride", to=3), "feature_stride"),
         (_set("text", "weights_sha256", to="0" * 63), "weights_sha256"),
         (_set("text", "names", to=[""]), "names"),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from service.errors import JobCanceled
 from service.imaging.geometry import Geometry
 from service.inference.bundle import Bundle
-from service.inference.grid import whole_grid
+from service.inference.grid import cropped, whole_grid
 from service.inference.manifest import Label, SlidingWindow
 from service.inference.preprocessing import NetworkInput
 from service.inference.sliding_window import blended_slabs, importance_map, predict_windows
@@ -159,3 +159,47 @@ def test_a_cancel_stops_between_two_windows(two_labels: tuple[Label, ...]) -> No
     with pytest.raises(JobCanceled):
         predict_windows(network_input(random_values(16, 32, 40)), predictor, windows_of(0.5), cancel_after_half)
     assert len(predictor.windows) == 3  # of 4
+
+
+@pytest.mark.parametrize(
+    ("crop", "continued"),
+    [
+        (slice(0, 4), (3, 3)),
+        (slice(1, 4), (0, 3)),  # the crop left a plane out below: there is nobody
+        (slice(0, 3), (3, 0)),
+    ],
+)
+def test_a_short_scan_goes_on_for_a_few_planes(
+    two_labels: tuple[Label, ...], crop: slice, continued: tuple[int, int]
+) -> None:
+    whole = random_values(16, 32, 4)
+    scan = network_input(whole)
+    inside = np.ascontiguousarray(whole[:, :, crop])
+    scan = NetworkInput(inside, cropped(scan.grid, (slice(0, 16), slice(0, 32), crop)), -1.0)
+    predictor = FakePredictor(two_labels, 2, block_means)
+    windows = windows_of(0.5).model_copy(update={"continued_planes": 3})
+
+    list(blended_slabs(scan, predictor, windows))
+
+    (window,) = (batch[0] for batch in predictor.windows)
+    height = inside.shape[2]
+    before = (16 - height) // 2 // 2 * 2
+    below, above = continued
+    expected = np.full((16, 32, 16), -1.0, np.float32)
+    expected[:, :, before : before + height] = inside
+    for plane in range(before - below, before):
+        expected[:, :, plane] = inside[:, :, 0]
+    for plane in range(before + height, before + height + above):
+        expected[:, :, plane] = inside[:, :, -1]
+    np.testing.assert_array_equal(window, expected)
+
+
+@pytest.mark.parametrize("height", [15, 16, 17, 29])
+def test_a_scan_as_high_as_a_window_does_not_go_on(two_labels: tuple[Label, ...], height: int) -> None:
+    scan = network_input(random_values(16, 32, height))
+    answers = [
+        all_logits(scan, FakePredictor(two_labels, 2, block_means), windows)
+        for windows in (windows_of(0.5), windows_of(0.5).model_copy(update={"continued_planes": 5}))
+    ]
+    last = -(-height // 2) if height >= 16 else height // 2  # of 15 planes the last feature voxel sees one copy
+    np.testing.assert_array_equal(*(answer[..., :last] for answer in answers))
