@@ -150,7 +150,7 @@ def _train(
     others = drawing_beside(run.store, seeds, recipe.model.spacing_mm[0], _painters(recipe))
     batches = training_batches(run.store, recipe, first_step, device, scans=scans, part=part)
     with others, _summary_writer(run, part) as writer, _progress_bar(part) as bar:
-        task = bar.add_task("Training", total=recipe.steps, completed=first_step, loss=math.nan, dice=math.nan)
+        task = bar.add_task("Training", total=recipe.steps, completed=first_step, loss=math.nan, dice="-")
         for step, batch in enumerate(batches, start=first_step + 1):
             model.train()
             model.backbone.train(not recipe.freeze_backbone)  # a norm in training mode would move its statistics
@@ -177,7 +177,7 @@ def _train(
             if recipe.validation_samples and (step % recipe.validate_every == 0 or step == recipe.steps):
                 dice = validate(_averaged(average), run.store, recipe, device, scans=scans)
                 _log_validation(writer, step, dice, picture(_averaged(average), run.store, recipe, device, scans))
-                bar.update(task, dice=sum(dice.values()) / max(len(dice), 1))
+                bar.update(task, dice=f"{sum(dice.values()) / max(len(dice), 1):.3f}")
             if step % recipe.save_every == 0 or step == recipe.steps:
                 state = {
                     "step": step,
@@ -388,7 +388,7 @@ def _progress_bar(part: Part) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  validation Dice {task.fields[dice]:.3f}"),
+        TextColumn("loss {task.fields[loss]:.3f}  validation Dice {task.fields[dice]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         disable=not part.is_first,
