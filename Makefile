@@ -115,8 +115,9 @@ fuzz: $(VENV)/.dev ## read 20,000 DICOM and NIfTI files with mutated headers; mi
 BUNDLE := 2.3.1
 TEXT_OPTION := $(if $(TEXT_EMBEDDINGS),--text-embeddings $(TEXT_EMBEDDINGS))
 
-train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file EXAMPLE_CT=folder); long on a CPU
+train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file EXAMPLE_CT=folder CTS=folder); long on a CPU
 	@test -d "$(EXAMPLE_CT)" || { echo "EXAMPLE_CT=folder with example_ct.nii.gz and its labels: training/recipes/example_ct.yaml"; exit 2; }
+	@test -d "$(CTS)" || { echo "CTS=folder with the CTs that training/annotations/README.md lists, a folder each"; exit 2; }
 	$(BIN)/viscera-train train --run runs/first --recipe default_compact $(TEXT_OPTION)
 	mkdir -p runs/refined runs/lesions && for run in refined lesions; do ln -sfn ../first/store runs/$$run/store; done
 	$(BIN)/viscera-train train --run runs/refined --recipe default_compact_refine $(TEXT_OPTION) --start-from runs/first/model.pt
@@ -124,8 +125,13 @@ train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=fil
 	  --out runs/scans
 	$(BIN)/viscera-train train --run runs/lesions --recipe default_compact_lesions $(TEXT_OPTION) --store runs/scans \
 	  --start-from runs/refined/model.pt
-	$(BIN)/viscera-train train --run runs/default --recipe default_compact_burden $(TEXT_OPTION) --store runs/scans \
+	$(BIN)/viscera-train train --run runs/burden --recipe default_compact_burden $(TEXT_OPTION) --store runs/scans \
 	  --start-from runs/lesions/model.pt
+	cp -RL "$(CTS)" runs/cts && cp -R training/annotations/labels runs/cts/
+	for part in abdomens chests; do $(BIN)/viscera-train harmonize runs/cts --as training/annotations/annotated_$$part.yaml \
+	  --recipe default_compact_patients --out runs/scans; done
+	$(BIN)/viscera-train train --run runs/default --recipe default_compact_patients $(TEXT_OPTION) --store runs/scans \
+	  --start-from runs/burden/model.pt
 	$(BIN)/viscera-train calibrate runs/default/model.pt --store runs/first/store --out runs/default/calibrated.pt
 	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out runs/bundle --name viscera-compact --version $(BUNDLE) --force
 	$(BIN)/viscera-train evaluate --bundle runs/bundle/viscera-compact-$(BUNDLE) --scans 20 --out runs/evaluation

@@ -78,6 +78,8 @@ def draw_splits(scans: Mapping[str, ScanSource]) -> dict[str, Split]:
 def _own_split(source: ScanSource) -> Split:
     if source.role == Role.TEST:
         return Split.TEST
+    if source.role == Role.TRAIN_ONLY:
+        return Split.TRAIN
     drawn = int(hashlib.sha256(f"split {source.fingerprint}".encode()).hexdigest()[:8], 16) / 2**32
     if drawn < _TEST_SHARE:
         return Split.TEST

@@ -28,6 +28,7 @@ class Role(StrEnum):
     """What the cases of a dataset may be used for."""
 
     TRAIN = "train"  #: drawn into training, validation and test by patient and image
+    TRAIN_ONLY = "train_only"  #: all trained on, unless one is of a patient or an image that is drawn elsewhere
     TEST = "test"  #: never trained on: external test sets
 
 

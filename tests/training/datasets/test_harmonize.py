@@ -384,3 +384,10 @@ def test_description_of_cases_with_fewer_labels() -> None:
     amos = read_description("amos")
     assert amos.reason_to_exclude("amos_0507")
     assert amos.reason_to_exclude("amos_0500") is None
+
+
+def test_a_dataset_to_train_on_only_draws_no_test_but_gives_in_to_one() -> None:
+    mine = {str(n): scan("mine", str(n), f"image{n}", f"patient{n}", role="train_only") for n in range(50)}
+    assert set(draw_splits(mine).values()) == {Split.TRAIN}
+    theirs = {"theirs": scan("external", "1", "image7", "p", role="test")}
+    assert [name for name, split in draw_splits(mine | theirs).items() if split is Split.TEST] == ["7", "theirs"]
