@@ -1,13 +1,13 @@
 """A study from file to files, by the published way and by Viscera, one after the other in one run.
 
-    python -m benchmarks.pipeline STUDY [--bundle BUNDLE --checkpoint WEIGHTS | --random-swin] [--overlap 0.5]
-        [--precision bf16] [--out FOLDER]
+    python -m benchmarks.pipeline STUDY [--bundle BUNDLE --checkpoint WEIGHTS | --random-swin [--finds-nothing]]
+        [--overlap 0.5] [--precision bf16] [--out FOLDER]
 
 Both read the same NIfTI file (a DICOM study is converted first), run the same weights with the same overlap and the
 same rules (`reference`), and write a mask for every label; Viscera writes findings, label map and picture too.
-`--random-swin`: a Swin UNETR of the published size with random weights. `--precision` is that of Viscera; the published
-way has fp32 alone. Prints the seconds of each stage, their ratio, the peak RSS of either process, and how far the masks
-agree. Needs the extra `training`.
+`--random-swin`: a Swin UNETR of the published size with random weights; its masks fill the body, or are
+empty with `--finds-nothing`. `--precision` is that of Viscera; the published way has fp32 alone. Prints the seconds of
+each stage, their ratio, the peak RSS of either process, and how far the masks agree. Needs the extra `training`.
 """
 
 import argparse
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=None)
     parser.add_argument("--checkpoint", type=Path, default=None)
     parser.add_argument("--random-swin", action="store_true")
+    parser.add_argument("--finds-nothing", action="store_true")
     parser.add_argument("--precision", default=DEFAULT_PRECISION)
     parser.add_argument("--overlap", type=float, default=0.5)
     parser.add_argument("--out", type=Path, default=None)
@@ -95,7 +96,8 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         scan = as_nifti(arguments.study, out)
         if arguments.random_swin:
-            swin = random_swin(Path(scratch), precisions=("fp32", arguments.precision))
+            precisions = ("fp32", arguments.precision)
+            swin = random_swin(Path(scratch), precisions=precisions, finds_nothing=arguments.finds_nothing)
             arguments.bundle, arguments.checkpoint = swin.bundle, swin.checkpoint
         options = ["--overlap", str(arguments.overlap)]
         options += [] if arguments.bundle is None else ["--bundle", str(arguments.bundle)]
