@@ -10,12 +10,13 @@ import pytest
 from tests.support.reading import real_scan
 from training.assembly import Split, open_assembly
 from training.datasets.description import read_description
-from training.datasets.harmonize import Grid, harmonize
+from training.datasets.harmonize import Grid, harmonize, read_labelled_scan
+from training.datasets.layout import find_cases
 from training.labels import BY_NAME
 from training.store import open_case
 
 ANNOTATIONS = Path(__file__).parents[3] / "training" / "annotations"
-DESCRIPTIONS = sorted(ANNOTATIONS.glob("*.yaml"))
+DESCRIPTIONS = sorted(ANNOTATIONS.glob("annotated_*.yaml"))
 #: HU that the middle half of an organ's voxels must lie within, in these CTs.
 PLAUSIBLE_HU = {
     "lung": (-960, -500), "liver": (10, 160), "spleen": (20, 200), "kidney": (5, 260), "aorta": (10, 450),
@@ -56,3 +57,14 @@ def test_outlines_lie_on_the_organs_of_their_ct(description: Path, tmp_path: Pat
     splits = {name.partition("-")[2]: split for name, split in open_assembly(store).splits.items()}
     assert splits.get("kits_KiTS-00072_partial", Split.TEST) is Split.TEST  # what docs/default-bundle.md measures on
     assert splits.get("cort_liver_matrad", Split.TRAIN) is splits.get("cptac_pda_C3L-00189", Split.TRAIN) is Split.TRAIN
+
+
+def test_the_scan_that_is_only_measured_on_reads_with_its_labels() -> None:
+    dataset = read_description(str(ANNOTATIONS / "example_ct_dicom.yaml"))
+    (case,) = find_cases(real_scan("totalsegmentator_example"), dataset)
+    labelled = read_labelled_scan(case, dataset)
+    for organ, least_ml in (("liver", 500), ("spleen", 200), ("stomach", 100), ("aorta", 15)):
+        inside = labelled.bits >> np.uint32(BY_NAME[organ].channel) & 1 == 1
+        assert np.count_nonzero(inside) * np.prod(labelled.spacing_mm) / 1000 > least_ml
+        low, high = PLAUSIBLE_HU[organ]
+        assert low < np.median(labelled.hu[inside]) < high
