@@ -63,7 +63,8 @@ _Compiled = Callable[[dict[str, Float32]], Mapping[str, Float32]]
 class OpenVINOEngine:
     """OpenVINO on the CPU, compiled for one size of window: a network of free size takes 1 GB more for Swin UNETR.
 
-    Windows of a batch run one after the other, so that none depends on the others.
+    Windows of a batch run one after the other, so that none depends on the others. In float32 most convolutions are
+    Winograd's, which are those of the ONNX file but for rounding.
     """
 
     name = EngineName.OPENVINO.value
@@ -76,6 +77,8 @@ class OpenVINOEngine:
         ImportError when it is not installed; ValueError when the processor does not compute in the precision.
         """
         import openvino
+
+        from service.inference.winograd import multiply_less
 
         core = openvino.Core()
         if precision.hint and precision.hint.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -93,6 +96,8 @@ class OpenVINOEngine:
         def compile_for(size: Shape) -> _Compiled:
             sized = network.clone()
             sized.reshape({"window": [1, 1, *size]})
+            if precision.hint is None:
+                multiply_less(sized)
             compiled: _Compiled = core.compile_model(sized, "CPU", options)
             return compiled
 

@@ -14,7 +14,7 @@ _SIZES = (CHANNELS * CHANNELS, CHANNELS * CHANNELS, CHANNELS, CHANNELS, CHANNELS
 PARAMETERS_PER_LABEL = sum(_SIZES)  # 153
 
 # Measured on two cores: smaller blocks pay for calls, larger ones leave the cache. A GPU needs more to be busy.
-_BLOCK_VOXELS = {"cpu": 8192, "cuda": 65536}
+_BLOCK_VOXELS = {"cpu": 2048, "cuda": 65536}
 
 
 def head_params(pooled: Tensor, w_image: Tensor, k: Tensor) -> Tensor:

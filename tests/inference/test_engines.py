@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from service.errors import EngineUnavailable, PrecisionNotOffered
+from service.inference import winograd
 from service.inference.bundle import Bundle
 from service.inference.engines import EngineName, OnnxRuntimeEngine, OpenVINOEngine, open_engine
 from service.inference.manifest import Parity, Precision
@@ -147,6 +148,25 @@ def test_a_precision_runs_with_the_engine_that_it_is_offered_for(
     engine = open_engine(with_bf16(tiny_bundle, "openvino"), name, precision="bf16")
     assert (engine.name, engine.precision) == ("openvino", "bf16")
     assert asked["INFERENCE_PRECISION_HINT"] == "bf16"
+
+
+def test_only_float32_is_computed_in_fewer_multiplications(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Processor(_Processor):
+        capabilities = ("FP32", "BF16")
+
+        def compile_model(self, model: object, device: str, options: dict[str, object]) -> None:
+            assert model
+
+    rewritten: list[openvino.Model] = []
+    monkeypatch.setattr(openvino, "Core", Processor)
+    monkeypatch.setattr(winograd, "multiply_less", rewritten.append)
+    open_engine(with_bf16(tiny_bundle, "openvino"), "openvino", precision="bf16")
+    assert not rewritten
+    open_engine(tiny_bundle, "openvino")
+    (model,) = rewritten
+    assert tuple(model.input("window").shape)[2:] == tiny_bundle.manifest.sliding_window.roi_size
 
 
 def test_an_engine_that_a_precision_is_not_offered_for_is_refused(tiny_bundle: Bundle) -> None:
