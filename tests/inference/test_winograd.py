@@ -54,7 +54,7 @@ def test_a_minimal_filter_is_a_sliding_sum_of_products(points: tuple[float, ...]
 
 @pytest.mark.parametrize(
     ("shape", "products"),
-    [((12, 5, 7), 8), ((24, 6, 6), 8), ((36, 4, 9), 8), ((16, 5, 6), 6), ((20, 3, 4), 6)],
+    [((12, 65, 63), 8), ((24, 43, 45), 8), ((36, 34, 37), 8), ((16, 51, 54), 6), ((20, 48, 49), 6)],
     ids=str,
 )
 @pytest.mark.parametrize("channels", [(16, 16), (24, 17), (33, 8)], ids=str)
@@ -74,15 +74,25 @@ def test_it_gives_what_torch_gives(shape: tuple[int, int, int], products: int, c
 @pytest.mark.parametrize(
     "model",
     [
-        network(random_weights(16, 16), (12, 12, 12), stride=2),
-        network(random_weights(16, 16), (12, 12, 12), dilation=2, pad=2),
-        network(random_weights(16, 16), (12, 12, 12), pad=0),
-        network(random_weights(16, 16, taps=1), (12, 12, 12), pad=0),
-        network(random_weights(16, 15), (12, 12, 12)),
-        network(random_weights(16, 16), (6, 48, 48)),
-        network(random_weights(16, 16), (14, 12, 12)),
+        network(random_weights(16, 16), (72, 72, 72), stride=2),
+        network(random_weights(16, 16), (36, 36, 36), dilation=2, pad=2),
+        network(random_weights(16, 16), (38, 38, 38), pad=0),
+        network(random_weights(72, 72, taps=1), (72, 72, 72), pad=0),
+        network(random_weights(18, 15), (36, 36, 36)),
+        network(random_weights(16, 16), (36, 35, 34)),
+        network(random_weights(16, 16), (6, 99, 99)),
+        network(random_weights(16, 16), (34, 40, 40)),
     ],
-    ids=["stride", "dilation", "no padding", "one tap", "few channels", "few planes", "planes of no multiple"],
+    ids=[
+        "stride",
+        "dilation",
+        "no padding",
+        "one tap",
+        "few channels",
+        "few products",
+        "few planes",
+        "planes of no multiple",
+    ],
 )
 def test_other_convolutions_stay_as_they_are(model: openvino.Model) -> None:
     before = operations(model)
@@ -92,7 +102,7 @@ def test_other_convolutions_stay_as_they_are(model: openvino.Model) -> None:
 
 def test_float16_stays_as_it_is() -> None:
     """Its rounding would be much of the sums."""
-    window = op.parameter([1, 16, 12, 12, 12], np.float16)
+    window = op.parameter([1, 16, 36, 36, 36], np.float16)
     weights = random_weights(16, 16).astype(np.float16)
     convolution = op.convolution(window, weights, [1] * 3, [1] * 3, [1] * 3, [1] * 3)
     assert multiply_less(openvino.Model([op.result(convolution)], [window])) == 0
@@ -100,7 +110,7 @@ def test_float16_stays_as_it_is() -> None:
 
 def test_weights_that_are_computed_stay_as_they_are() -> None:
     """They are no constant: nothing is known of them before the network runs."""
-    window = op.parameter([1, 16, 12, 12, 12], np.float32)
+    window = op.parameter([1, 16, 36, 36, 36], np.float32)
     weights = op.parameter([16, 16, 3, 3, 3], np.float32)
     model = openvino.Model(
         [op.result(op.convolution(window, weights, [1] * 3, [1] * 3, [1] * 3, [1] * 3))], [window, weights]
