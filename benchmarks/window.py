@@ -1,5 +1,7 @@
 """Seconds for one window of a bundle, backbone and head, on each CPU engine; all in one run, side by side.
 
+OpenVINO runs twice: as the service has it, and with every convolution as it is in the file (`plain`).
+
     python -m benchmarks.window [BUNDLE] [--threads N]
 
 Prints the best of several repetitions: other work on the machine only ever adds time. The floor is the backbone's
@@ -9,18 +11,26 @@ operations over the rate of a float32 matrix product in the same run. Peak memor
 import argparse
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from benchmarks.floor import matrix_rate, operations
 from service.errors import EngineUnavailable
-from service.inference.bundle import default_bundle_path, open_bundle
-from service.inference.engines import DEFAULT_PRECISION, open_engine
+from service.inference.bundle import Bundle, default_bundle_path, open_bundle
+from service.inference.engines import DEFAULT_PRECISION, Engine, open_engine
 from service.inference.predictor import Predictor
 
 REPETITIONS = 7
+
+
+def plain_openvino(bundle: Bundle, threads: int | None) -> Engine:
+    """OpenVINO without `service.inference.winograd`."""
+    with patch("service.inference.winograd.multiply_less"):
+        return open_engine(bundle, "openvino", threads=threads)
 
 
 def main() -> None:
@@ -41,11 +51,16 @@ def main() -> None:
     floor = needed / rate
     print(f"backbone {needed / 1e9:.0f} GFLOP, float32 matrices {rate / 1e9:.0f} GFLOP/s: floor {floor:.3f} s")
     reference = None
-    for name in ("openvino", "onnxruntime"):
+    engines: dict[str, Callable[[], Engine]] = {
+        "openvino": lambda: open_engine(bundle, "openvino", threads=arguments.threads),
+        "openvino, plain": lambda: plain_openvino(bundle, arguments.threads),
+        "onnxruntime": lambda: open_engine(bundle, "onnxruntime", threads=arguments.threads),
+    }
+    for name, opened in engines.items():
         try:
-            predictor = Predictor(bundle, open_engine(bundle, name, threads=arguments.threads))
+            predictor = Predictor(bundle, opened())
         except EngineUnavailable as error:
-            print(f"{name:12s} {error.detail}")
+            print(f"{name:15s} {error.detail}")
             continue
         predictor(window)  # the first call compiles
         seconds = []
@@ -56,7 +71,7 @@ def main() -> None:
         reference = logits if reference is None else reference
         error = float((logits - reference).abs().max() / reference.abs().max())
         best = min(seconds)
-        print(f"{name:12s} {best:.3f} s   {best / floor:.1f} times the floor   off the first engine by {error:.1e}")
+        print(f"{name:15s} {best:.3f} s   {best / floor:.1f} times the floor   off the first engine by {error:.1e}")
     print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 

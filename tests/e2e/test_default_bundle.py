@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from service.errors import BundleTampered, SelfTestFailed, UnknownSchemaVersion
 from service.inference.bundle import default_bundle_path, open_bundle
+from service.inference.engines import CPU_ENGINES, open_engine
 from service.inference.model import load_bundle
+from service.inference.predictor import Predictor
 from training.labels import LABELS
 
 
@@ -31,6 +34,20 @@ def test_the_card_says_what_it_is():
     card = (default_bundle_path() / "MODEL_CARD.md").read_text()
     assert "phantom" in card
     assert "not a medical device" in card.lower()
+
+
+@pytest.mark.parametrize("scene", ["tissue", "air", "a body in air"])
+def test_the_engines_agree_on_a_whole_window(scene: str):
+    """On what is constant, too, of which a norm would enlarge the rounding."""
+    bundle = open_bundle(default_bundle_path())
+    size, (air, most) = bundle.manifest.sliding_window.roi_size, bundle.manifest.preprocessing.output_range
+    window = torch.full((1, *size), air)
+    body = {"tissue": slice(0, 96), "air": slice(0, 0), "a body in air": slice(30, 70)}[scene]
+    window[:, body, body].uniform_(air, most, generator=torch.Generator().manual_seed(0))
+
+    one, other = (Predictor(bundle, open_engine(bundle, name, threads=1))(window) for name in CPU_ENGINES)
+
+    assert float((one - other).abs().max() / other.abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["backbone.onnx", "head.safetensors", "sample.npz", "MODEL_CARD.md"])
