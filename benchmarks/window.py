@@ -4,7 +4,8 @@ OpenVINO runs twice: as the service has it, and with every convolution as it is 
 
     python -m benchmarks.window [BUNDLE] [--threads N]
 
-Prints the best of several repetitions: other work on the machine only ever adds time. The floor is the backbone's
+Prints the seconds that opening takes, self-test included, and the best of several repetitions: other work on the
+machine only ever adds time. How far an engine is off is looked at on noise and on air. The floor is the backbone's
 operations over the rate of a float32 matrix product in the same run. Peak memory is this process's RSS.
 """
 
@@ -42,6 +43,7 @@ def main() -> None:
     bundle = open_bundle(arguments.bundle or default_bundle_path())
     size = bundle.manifest.sliding_window.roi_size
     window = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, *size)).astype(np.float32))
+    air = torch.full_like(window, bundle.manifest.preprocessing.output_range[0])
     print(
         f"{bundle.manifest.name}-{bundle.manifest.version}, window {'x'.join(map(str, size))}, "
         f"{len(bundle.manifest.labels)} labels, best of {REPETITIONS}"
@@ -50,28 +52,37 @@ def main() -> None:
     rate = matrix_rate()
     floor = needed / rate
     print(f"backbone {needed / 1e9:.0f} GFLOP, float32 matrices {rate / 1e9:.0f} GFLOP/s: floor {floor:.3f} s")
-    reference = None
+    references = None
     engines: dict[str, Callable[[], Engine]] = {
         "openvino": lambda: open_engine(bundle, "openvino", threads=arguments.threads),
         "openvino, plain": lambda: plain_openvino(bundle, arguments.threads),
         "onnxruntime": lambda: open_engine(bundle, "onnxruntime", threads=arguments.threads),
     }
     for name, opened in engines.items():
+        start = time.perf_counter()
         try:
             predictor = Predictor(bundle, opened())
+            predictor.self_test()
         except EngineUnavailable as error:
             print(f"{name:15s} {error.detail}")
             continue
-        predictor(window)  # the first call compiles
+        opening = time.perf_counter() - start
+        answers = [predictor(scene) for scene in (window, air)]
         seconds = []
         for _ in range(REPETITIONS):
             start = time.perf_counter()
-            logits = predictor(window)
+            predictor(window)
             seconds.append(time.perf_counter() - start)
-        reference = logits if reference is None else reference
-        error = float((logits - reference).abs().max() / reference.abs().max())
+        references = answers if references is None else references
+        error = max(
+            float((answer - reference).abs().max() / reference.abs().max())
+            for answer, reference in zip(answers, references, strict=True)
+        )
         best = min(seconds)
-        print(f"{name:15s} {best:.3f} s   {best / floor:.1f} times the floor   off the first engine by {error:.1e}")
+        print(
+            f"{name:15s} opened in {opening:.1f} s   {best:.3f} s   {best / floor:.1f} times the floor   "
+            f"off the first engine by {error:.1e}"
+        )
     print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 

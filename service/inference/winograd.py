@@ -4,7 +4,7 @@ Along the first axis a plain convolution multiplies three planes of weights for 
 for six planes. Winograd's minimal filtering F(6, 3) makes eight sums of the planes that six outputs look at, multiplies
 each once, and adds the products up again: 8 for 18. Within a plane it stays a convolution of 3 x 3, which OpenVINO
 runs at the rate of the processor's matrix products. Along one axis the sums move little memory. Along two there would
-be half as many multiplications again, and the sums and five seconds of compiling take most of that back.
+be about half as many multiplications again; in a trial, sums and compiling took most of that back.
 
 The result is the convolution's but for rounding: differences are about 1e-5 of the largest value. In bfloat16 they
 would be large, so only float32 is computed in this way.
@@ -73,9 +73,10 @@ def minimal_filter(points: Sequence[float]) -> MinimalFilter:
 
 def multiply_less(network: openvino.Model) -> int:
     """Rewrites in place the convolutions of a network of static shape that gain from it; how many."""
-    gaining = [node for node in network.get_ordered_ops() if _outputs_at_once(node)]
-    for node in gaining:
-        rewritten = _rewritten(node)
+    at_once = [(node, _outputs_at_once(node)) for node in network.get_ordered_ops()]
+    gaining = [(node, many) for node, many in at_once if many]
+    for node, many in gaining:
+        rewritten = _rewritten(node, many)
         rewritten.set_friendly_name(node.get_friendly_name())
         for user in node.output(0).get_target_inputs():
             user.replace_source_output(rewritten.output(0))
@@ -101,8 +102,7 @@ def _outputs_at_once(node: Node) -> int:
     return next((many for many in _POINTS if planes % many == 0), 0)
 
 
-def _rewritten(node: Node) -> Node:
-    many = _outputs_at_once(node)
+def _rewritten(node: Node, many: int) -> Node:
     inputs, taps, outputs = minimal_filter(_POINTS[many])
     weights_OIKYZ = node.input_value(1).get_node().data.astype(np.float64)
     weights_POIYZ = np.einsum("pk,oikyz->poiyz", taps, weights_OIKYZ).astype(np.float32)
