@@ -84,10 +84,10 @@ class TimedPredictor(Predictor):
 
     clock: Clock
 
-    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+    def __call__(self, windows: torch.Tensor, spent: torch.Tensor | None = None) -> torch.Tensor:
         """See Predictor."""
         with self.clock.time("backbone and head"):
-            return super().__call__(windows)
+            return super().__call__(windows, spent)
 
 
 class MemoryWatch:

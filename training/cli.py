@@ -130,6 +130,9 @@ def calibrate_command(
     text_embeddings: Annotated[
         Path | None, typer.Option(help="For a bundle: the text features that it was trained with.")
     ] = None,
+    bfloat16: Annotated[
+        bool, typer.Option("--bfloat16", help="First round the weights to bfloat16, for masks that are the same in it.")
+    ] = False,
 ) -> None:
     """Choose how probabilities become masks, on phantoms never trained on."""
     import torch
@@ -138,6 +141,7 @@ def calibrate_command(
     from training.checkpoint import load_checkpoint, save_checkpoint
     from training.memory import keep_freed_memory
     from training.recipe import FIRST_CALIBRATION_SEED, read_recipe
+    from training.rounding import round_to_bfloat16
     from training.run_text import text_of_the_32
     from training.store import build_phantom_store
     from training.warm_start import open_bundle
@@ -147,6 +151,8 @@ def calibrate_command(
         trained = open_bundle(weights, settings.model, *text_of_the_32(settings, text_embeddings))
     else:
         trained = load_checkpoint(weights)
+    if bfloat16:
+        round_to_bfloat16(trained.model)
     keep_freed_memory()
     seeds = range(FIRST_CALIBRATION_SEED, FIRST_CALIBRATION_SEED + phantoms)
     build_phantom_store(store, seeds, trained.config.spacing_mm[0])

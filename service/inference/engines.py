@@ -57,7 +57,7 @@ class Engine(Protocol):
         """
 
 
-_Compiled = Callable[[dict[str, Float32]], Mapping[str, Float32]]
+_Compiled = Callable[..., Mapping[str, Float32]]  # of openvino: CompiledModel.__call__
 
 
 class OpenVINOEngine:
@@ -110,11 +110,12 @@ class OpenVINOEngine:
         with typed_failures(self.name, self.device):
             x, y, z = windows.shape[2:]
             compiled = self._compiled_for((x, y, z))
-            results = [compiled({"window": window[None]}) for window in windows.numpy()]
-            features, pooled = (
-                torch.from_numpy(np.concatenate([result[name] for result in results]))
-                for name in ("features", "pooled")
-            )
+            answers: dict[str, list[Tensor]] = {"features": [], "pooled": []}
+            for window in windows.numpy():
+                shared = compiled({"window": window[None]}, share_outputs=True)  # until the next window
+                for name, answer in answers.items():
+                    answer.append(torch.from_numpy(shared[name]).clone())
+            features, pooled = (answer[0] if len(answer) == 1 else torch.cat(answer) for answer in answers.values())
             return features, pooled
 
     def _compiled_for(self, size: Shape) -> _Compiled:

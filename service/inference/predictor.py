@@ -65,14 +65,15 @@ class Predictor:
         """The same bundle and engine for a subset of the bundle's labels; None for all."""
         return type(self)(self.bundle, self.engine, labels, postprocessing)
 
-    def __call__(self, windows: Tensor) -> Tensor:
+    def __call__(self, windows: Tensor, spent: Tensor | None = None) -> Tensor:
         """Logits (B, C, D/s, H/s, W/s) of normalised windows (B, D, H, W); C follows `labels`.
 
-        Both are float32 on `device`. Raises EngineUnavailable when the engine fails, or when its answer is not finite;
+        Both are float32 on `device`. `spent` is an earlier answer that nobody needs any more; if the new one is of its
+        shape, it takes its memory. Raises EngineUnavailable when the engine fails, or when its answer is not finite;
         InsufficientDeviceMemory when the device has no memory left.
         """
         with typed_failures(self.engine.name, self.device):
-            logits = self._logits(windows)
+            logits = self._logits(windows, spent)
             # NaN is never above a threshold: unnoticed, it would come out as a healthy patient.
             lowest, highest = torch.aminmax(logits)
             if not bool(torch.isfinite(lowest) & torch.isfinite(highest)):
@@ -81,14 +82,15 @@ class Predictor:
         return logits
 
     @torch.inference_mode()
-    def _logits(self, windows: Tensor) -> Tensor:
+    def _logits(self, windows: Tensor, spent: Tensor | None = None) -> Tensor:
         features_BFXYZ, pooled = self.engine.run(windows[:, None].contiguous())
         params_BCP = head_params(pooled, self._w_image, self._k)
-        on_features = features_BFXYZ.shape[2:]
-        logits_BCV = features_BFXYZ.new_empty((len(windows), len(self.labels), on_features.numel()))
-        for features, params, logits in zip(features_BFXYZ, params_BCP, logits_BCV, strict=True):
-            head_logits(features.view(CHANNELS, -1), params, into=logits)
-        return logits_BCV.view(len(windows), len(self.labels), *on_features)
+        shape = (len(windows), len(self.labels), *features_BFXYZ.shape[2:])
+        # A window's logits are 113 MB at stride 1: pages that the system clears first, each time that they are new.
+        logits_BCXYZ = spent if spent is not None and spent.shape == shape else features_BFXYZ.new_empty(shape)
+        for features, params, logits in zip(features_BFXYZ, params_BCP, logits_BCXYZ, strict=True):
+            head_logits(features.view(CHANNELS, -1), params, into=logits.view(len(self.labels), -1))
+        return logits_BCXYZ
 
     def self_test(self) -> None:
         """Compare all labels of the sample window with the exporter's logits. SelfTestFailed when they differ."""

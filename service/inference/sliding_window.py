@@ -47,8 +47,9 @@ class WindowPredictor(Protocol):
     def batch_size(self) -> int:
         """How many windows it likes to take at once."""
 
-    def __call__(self, windows: Tensor) -> Tensor:
-        """Logits (B, C, D/s, H/s, W/s) of windows (B, D, H, W), float32 on `device`."""
+    def __call__(self, windows: Tensor, spent: Tensor | None = None) -> Tensor:
+        """Logits (B, C, D/s, H/s, W/s) of windows (B, D, H, W), float32 on `device`; maybe in the memory of `spent`, an
+        earlier answer that is not needed any more."""
 
 
 @dataclass(frozen=True)
@@ -127,20 +128,21 @@ def blended_slabs(
 
 
 class _Answers:
-    """The logits of windows, as many at a time as the device has memory for."""
+    """The logits of windows, as many at a time as the device has memory for. They last until the next are asked for."""
 
     def __init__(self, predictor: WindowPredictor, economy: Economy, background: float) -> None:
         self._predictor = predictor
         self._economy = economy
         self._background = background
         self._of_background: Tensor | None = None
+        self._spent: Tensor | None = None
 
     def of(self, windows: list[Tensor]) -> list[Tensor]:
         """Logits (C, D/s, H/s, W/s) of each window (D, H, W). Nothing but background has one answer, wherever it is."""
         # Background is the lower end of the clipped range, so one look at the maximum is enough.
         empty = [bool(window.max() <= self._background) for window in windows]
         if self._of_background is None and any(empty):
-            self._of_background = self._run([windows[empty.index(True)]])[0]
+            self._of_background = self._run([windows[empty.index(True)]])[0].clone()
         found = iter(self._run([window for window, nothing in zip(windows, empty, strict=True) if not nothing]))
         return [
             self._of_background if nothing and self._of_background is not None else next(found) for nothing in empty
@@ -148,17 +150,21 @@ class _Answers:
 
     def _run(self, windows: list[Tensor]) -> list[Tensor]:
         logits: list[Tensor] = []
+        latest: Tensor | None = None
         while len(logits) < len(windows):
             answer = self._attempt(windows[len(logits) : len(logits) + self._economy.batch_size])
             if isinstance(answer, Tensor):
                 logits += answer
+                latest = answer
             elif not self._economy.tighten():
                 raise answer
+        self._spent = latest
         return logits
 
     def _attempt(self, windows: list[Tensor]) -> Tensor | InsufficientDeviceMemory:
+        spent, self._spent = self._spent, None
         try:
-            return self._predictor(torch.stack(windows))
+            return self._predictor(torch.stack(windows), spent)
         except InsufficientDeviceMemory as error:
             return InsufficientDeviceMemory(error.detail)  # the traceback holds what has to be freed
 

@@ -75,6 +75,18 @@ def test_a_batch_of_windows_gives_the_logits_of_each(tiny_model: Model) -> None:
     np.testing.assert_allclose(tiny_model.logits(windows), one_by_one, rtol=1e-5, atol=1e-5)
 
 
+def test_a_spent_answer_gives_its_memory_and_nothing_else(tiny_model: Model) -> None:
+    one, other = (torch.from_numpy(windows) for windows in random_windows(2)[:, None])
+    expected = tiny_model.predictor(other)
+    spent = tiny_model.predictor(one)
+    again = tiny_model.predictor(other, spent)
+    assert again.data_ptr() == spent.data_ptr()
+    torch.testing.assert_close(again, expected, rtol=0, atol=0)
+    of_two = tiny_model.predictor(torch.cat([one, other]), spent)  # of another shape: memory of its own
+    torch.testing.assert_close(spent, expected, rtol=0, atol=0)
+    torch.testing.assert_close(of_two[1:], expected)
+
+
 @pytest.mark.parametrize("shape", [(32, 32, 32), (1, 3, 32, 32, 32), (1, 32, 32, 24), (1, 0, 16, 16)])
 def test_windows_of_another_shape_are_refused(tiny_model: Model, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"\(B, D, H, W\)"):
