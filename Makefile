@@ -112,7 +112,7 @@ chaos: $(VENV)/.dev ## 200 jobs while workers are killed, Redis and PostgreSQL g
 fuzz: $(VENV)/.dev ## read 20,000 DICOM and NIfTI files with mutated headers; minutes
 	$(BIN)/python -m pytest -m slow tests/imaging/test_header_fuzz.py
 
-BUNDLE := 2.4.0
+BUNDLE := 2.4.1
 TEXT_OPTION := $(if $(TEXT_EMBEDDINGS),--text-embeddings $(TEXT_EMBEDDINGS))
 
 train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file EXAMPLE_CT=folder CTS=folder); long on a CPU
@@ -132,7 +132,7 @@ train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=fil
 	  --recipe default_compact_patients --out runs/scans; done
 	$(BIN)/viscera-train train --run runs/default --recipe default_compact_patients $(TEXT_OPTION) --store runs/scans \
 	  --start-from runs/burden/model.pt
-	$(BIN)/viscera-train calibrate runs/default/model.pt --store runs/first/store --out runs/default/calibrated.pt
+	$(BIN)/viscera-train calibrate runs/default/model.pt --bfloat16 --store runs/first/store --out runs/default/calibrated.pt
 	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out runs/bundle --name viscera-compact --version $(BUNDLE) --force
 	$(BIN)/viscera-train evaluate --bundle runs/bundle/viscera-compact-$(BUNDLE) --scans 20 --out runs/evaluation
 	$(BIN)/viscera-export bundle runs/default/calibrated.pt --out service/bundles --name viscera-compact --version $(BUNDLE) \

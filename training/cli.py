@@ -162,7 +162,7 @@ def calibrate_command(
         trained.model,
         label_names=trained.label_names,
         text=trained.text,
-        training=trained.training,
+        training=trained.training | ({"weights": "rounded to bfloat16"} if bfloat16 else {}),
         calibration=calibrate(trained.model.to(device), store, seeds, device),
         own_labels=trained.own_labels,
     )

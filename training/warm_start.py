@@ -58,7 +58,10 @@ def open_bundle(bundle: Path, config: ModelConfig, text_embedding: Tensor, text:
     content = (bundle / "manifest.json").read_bytes()
     manifest = json.loads(content)
     names = tuple(str(label["name"]) for label in manifest["labels"])
-    return Checkpoint(model.eval(), config, names, text, manifest["training"], hashlib.sha256(content).hexdigest())
+    training = {
+        key: value for key, value in manifest["training"].items() if key != "checkpoint_sha256"
+    }  # another one's
+    return Checkpoint(model.eval(), config, names, text, training, hashlib.sha256(content).hexdigest())
 
 
 def start_from_checkpoint(model: UniversalModel, checkpoint: Path) -> list[int]:

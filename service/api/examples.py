@@ -18,7 +18,7 @@ EXAMPLE_JOB: dict[str, Any] = {
     "batch_id": None,
     "cancel_requested": False,
     "attempts": 1,
-    "model": "viscera-compact-2.4.0",
+    "model": "viscera-compact-2.4.1",
     "targets": ["liver", "tumors"],
     "upload_bytes": 51380224,
     "upload_files": 1,
@@ -36,15 +36,15 @@ EXAMPLE_JOB: dict[str, Any] = {
 }
 
 _MODEL: dict[str, Any] = {
-    "id": "viscera-compact-2.4.0",
+    "id": "viscera-compact-2.4.1",
     "name": "viscera-compact",
-    "version": "2.4.0",
+    "version": "2.4.1",
     "description": "Compact network for CT of the trunk.",
     "intended_use": "Demonstration and tests.",
     "licence": "Apache-2.0",
     "sha256": _SHA256,
     "spacing_mm": [2.0, 2.0, 2.0],
-    "precisions": ["fp32"],
+    "precisions": ["fp32", "bf16"],
     "labels": [
         {
             "index": 6,

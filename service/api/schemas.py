@@ -41,7 +41,7 @@ class JobView(BaseModel):
     batch_id: str | None = Field(description="The batch that the job belongs to.", examples=["trial-7"])
     cancel_requested: bool = Field(description="A cancel was asked for and has not taken effect yet.")
     attempts: int = Field(description="How often a worker has started the job; above 1 after a worker's death.")
-    model: str = Field(description="Model that runs, `<name>-<version>`.", examples=["viscera-compact-2.4.0"])
+    model: str = Field(description="Model that runs, `<name>-<version>`.", examples=["viscera-compact-2.4.1"])
     targets: tuple[str, ...] | None = Field(
         description="Labels, groups and codes asked for; null means all labels of the model."
     )
@@ -126,7 +126,7 @@ class ArtifactList(BaseModel):
 class ModelView(BaseModel):
     """A model that jobs can ask for."""
 
-    id: str = Field(description="`<name>-<version>`.", examples=["viscera-compact-2.4.0"])
+    id: str = Field(description="`<name>-<version>`.", examples=["viscera-compact-2.4.1"])
     name: str = Field(examples=["viscera-compact"])
     version: str = Field(examples=["1.0.0"])
     description: str
@@ -134,7 +134,7 @@ class ModelView(BaseModel):
     licence: str = Field(examples=["Apache-2.0"])
     sha256: str = Field(description="SHA-256 of the bundle's manifest, as in a result's provenance.")
     spacing_mm: tuple[float, float, float] = Field(description="Voxel spacing of the grid the model works on.")
-    precisions: tuple[str, ...] = Field(description="Precisions that the model offers.", examples=[["fp32"]])
+    precisions: tuple[str, ...] = Field(description="Precisions that the model offers.", examples=[["fp32", "bf16"]])
     labels: tuple[ModelLabel, ...]
     default: bool = Field(description="Used when a request names no model.")
 

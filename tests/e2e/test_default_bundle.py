@@ -6,15 +6,18 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
-from service.errors import BundleTampered, SelfTestFailed, UnknownSchemaVersion
+from service.errors import BundleTampered, EngineUnavailable, SelfTestFailed, UnknownSchemaVersion
 from service.inference.bundle import default_bundle_path, open_bundle
 from service.inference.engines import CPU_ENGINES, open_engine
 from service.inference.model import load_bundle
 from service.inference.predictor import Predictor
 from training.labels import LABELS
+from training.phantom.phantom import FieldOfView, draw_phantom
 
 
 @pytest.fixture
@@ -48,6 +51,37 @@ def test_the_engines_agree_on_a_whole_window(scene: str):
     one, other = (Predictor(bundle, open_engine(bundle, name, threads=1))(window) for name in CPU_ENGINES)
 
     assert float((one - other).abs().max() / other.abs().max()) < 1e-4
+
+
+def test_its_convolutions_are_rounded_to_bfloat16():
+    """So that float32 and bfloat16 compute with the same weights: docs/weights.md, Precisions."""
+    graph = onnx.load(default_bundle_path() / "backbone.onnx").graph
+    values = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    inputs = [name for node in graph.node if node.op_type in ("Conv", "ConvTranspose") for name in node.input[1:]]
+    assert len(inputs) == 44
+    assert all(torch.equal(values[name], values[name].bfloat16().float()) for name in inputs)
+
+
+def test_bfloat16_gives_the_masks_of_float32():
+    """Two windows of a phantom, nothing blended; structures of at least 2 ml."""
+    try:
+        rounded = load_bundle(precision="bf16")
+    except EngineUnavailable as error:
+        assert "this processor does not compute in bf16" in error.detail  # noqa: PT017  # the reason, not the error
+        pytest.skip("this processor does not compute in bf16; one with AMX or the bf16 of AVX-512 does")
+    exact = load_bundle(engine="openvino")
+    phantom = draw_phantom(44, spacing_mm=(2.0, 2.0, 2.0), field_of_view=FieldOfView(low_z=-200.0, high_z=100.0))
+    hu = np.clip(phantom.hu, -1000, 1000) / np.float32(1000)
+    middle = hu.shape[1] // 2 - 48
+    windows = np.stack(
+        [hu[x : x + 96, middle : middle + 96, 30:126] for x in (hu.shape[0] // 2 - 96, hu.shape[0] // 2)]
+    )
+    masks, expected = (model.logits(windows) > 0 for model in (rounded, exact))
+    large = [c for c in range(len(LABELS)) if expected[:, c].sum() * 0.064 >= 2.0]
+    assert len(large) >= 10
+    for channel in large:
+        ours, theirs = masks[:, channel], expected[:, channel]
+        assert 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) >= 0.99, LABELS[channel].name
 
 
 @pytest.mark.parametrize("name", ["backbone.onnx", "head.safetensors", "sample.npz", "MODEL_CARD.md"])

@@ -94,6 +94,21 @@ def test_calibrate_scales_the_logits_and_leaves_the_rest_alone(tmp_path: Path) -
     assert after.calibration.thresholds.keys() == {label.name for label in LABELS}
 
 
+def test_calibrate_rounds_the_weights_first_where_asked(tmp_path: Path) -> None:
+    trained, out, store = tmp_path / "model.pt", tmp_path / "calibrated.pt", tmp_path / "store"
+    store.mkdir()
+    write_case(store, FIRST_CALIBRATION_SEED, box_case(), source={})
+    _, text = random_text_embedding(0)
+    save_checkpoint(trained, tiny_model(), label_names=("a",), text=text, training={"recipe": "tiny"})
+    asked = ["calibrate", str(trained), "--out", str(out), "--store", str(store), "--phantoms", "1", "--bfloat16"]
+    result = run(cli.app, asked)
+    assert result.exit_code == 0, result.output
+    rounded = load_checkpoint(out)
+    weight = rounded.model.backbone.encoder0[0].weight
+    assert torch.equal(weight, weight.bfloat16().float())
+    assert rounded.training == {"recipe": "tiny", "weights": "rounded to bfloat16"}
+
+
 def test_missing_recipe_is_one_line_and_exit_code_2() -> None:
     """In a process of its own, as a user runs it."""
     ended = subprocess.run(

@@ -190,7 +190,9 @@ def test_a_bundle_opens_as_a_checkpoint(
     source: UniversalModel, bundle: Path, window: torch.Tensor, tmp_path: Path
 ) -> None:
     whole = Path(shutil.copytree(bundle, tmp_path / "tiny-1.0.0"))
-    (whole / "manifest.json").write_text('{"training": {"recipe": "first"}, "labels": [{"name": "spleen"}]}')
+    (whole / "manifest.json").write_text(
+        '{"training": {"recipe": "first", "checkpoint_sha256": "of another file"}, "labels": [{"name": "spleen"}]}'
+    )
     opened = open_bundle(whole, TINY_CONFIG, *random_text_embedding(0))
     assert (opened.label_names, opened.training) == (("spleen",), {"recipe": "first"})
     torch.testing.assert_close(opened.model(window), source(window), atol=2e-4, rtol=1e-4)
