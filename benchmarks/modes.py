@@ -1,6 +1,7 @@
 """What the modes and a choice of targets cost and save, on any study.
 
     python -m benchmarks.modes STUDY [STUDY ...] [--bundle BUNDLE] [--targets liver,liver_tumor] [--repeat 3]
+        [--precision bf16]
 
 The model is opened once; each run reads the study and writes all artifacts. Prints, for every mode, the seconds of the
 network and of the whole job (medians) and the Dice of its masks with those of `accurate`, over the labels that have at
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from service.inference.engines import DEFAULT_PRECISION
 from service.inference.model import Model, load_bundle
 from service.pipeline import segment_study
 from service.progress import Stage
@@ -86,8 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bundle", type=Path, default=None)
     parser.add_argument("--targets", default="liver,liver_tumor")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--precision", default=DEFAULT_PRECISION)
     options = parser.parse_args(arguments)
-    model = load_bundle(options.bundle)
+    model = load_bundle(options.bundle, precision=options.precision)
     targets = tuple(options.targets.split(","))
     requests = {mode.value: SegmentationRequest(mode=mode) for mode in Mode}
     for study in options.studies:
