@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,8 +23,7 @@ from service.jobs.store import JobStore
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.inference.bundle import Bundle
-    from service.inference.engines import Engine
+    from service.inference.model import Model
 
 PYTHON = (3, 11)
 DISTRIBUTION = "viscera"
@@ -237,21 +237,23 @@ def check_default_model(settings: Settings) -> Iterator[Check]:
         yield Check("default model", Verdict.MISSING, f"cannot be opened ({error})", "Install what is missing above.")
     else:
         yield Check("default model", Verdict.OK, f"{entry.id}, self-test passed with {model.predictor.engine.name}")
-        yield from _faster_precision(model.bundle, model.predictor.engine, settings.threads)
+        yield from _faster_precision(entry.path, model, settings.threads)
 
 
-def _faster_precision(bundle: "Bundle", used: "Engine", threads: int | None) -> Iterator[Check]:
-    """A precision that the model offers and this processor computes faster than the one in use."""
-    from service.inference.engines import DEFAULT_PRECISION, EngineName, open_engine
+def _faster_precision(path: Path, used: "Model", threads: int | None) -> Iterator[Check]:
+    """A precision that the model at `path` offers and this processor computes faster than the one in use."""
+    from service.inference.engines import DEFAULT_PRECISION, EngineName
+    from service.inference.model import load_bundle
 
-    if (used.name, used.precision) != (EngineName.OPENVINO, DEFAULT_PRECISION):
+    engine, manifest = used.predictor.engine, used.bundle.manifest
+    if (engine.name, engine.precision) != (EngineName.OPENVINO, DEFAULT_PRECISION):
         return
-    for precision in bundle.manifest.precisions:
+    for precision in manifest.precisions:
         if precision.hint is None:
             continue
         with suppress(VisceraError):
-            open_engine(bundle, EngineName.OPENVINO, precision=precision.name, threads=threads)
-            detail = f"this processor computes in {precision.name}, in which {bundle.manifest.name} is faster"
+            load_bundle(path, engine=EngineName.OPENVINO, precision=precision.name, threads=threads)
+            detail = f"this processor computes in {precision.name}, in which {manifest.name} is faster"
             yield Check("precision", Verdict.NOTE, detail, f"Set VISCERA_PRECISION to {precision.name} to use it.")
 
 

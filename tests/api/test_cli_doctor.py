@@ -3,14 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import openvino
 import pytest
 from typer.testing import CliRunner
 
 from service.cli import app, doctor
-from service.errors import EngineUnavailable
-from service.inference import engines
 from service.settings import Settings
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -131,23 +129,28 @@ def test_a_gpu_that_cannot_be_used_is_noted_and_missing_only_where_it_is_asked_f
     assert "VISCERA_ENGINE" in missing.remedy
 
 
-def test_a_faster_precision_of_this_processor_is_noted_until_it_is_used(monkeypatch):
-    computes = {"fp32"}
+def test_a_faster_precision_of_this_processor_is_noted_until_it_is_used(settings):
+    """With the default model as it is shipped, on a processor that says what it computes in."""
+    computes = ["FP32"]
 
-    def open_engine(_bundle, name, *, precision, **_options):
-        if precision not in computes:
-            raise EngineUnavailable(f"{name} cannot run {precision} (this processor does not compute in {precision}).")
+    class Processor(openvino.Core):
+        def get_property(self, *_names: str) -> list[str]:
+            return computes
 
-    offered = [SimpleNamespace(name="fp32", hint=None), SimpleNamespace(name="bf16", hint="bf16")]
-    bundle = SimpleNamespace(manifest=SimpleNamespace(name="viscera-compact", precisions=offered))
-    monkeypatch.setattr(engines, "open_engine", open_engine)
+        def compile_model(self, model: openvino.Model, device: str, options: dict[str, object]) -> object:
+            return super().compile_model(model, device, {**options, "INFERENCE_PRECISION_HINT": "f32"})
 
-    def noted(engine, precision):
-        return list(doctor._faster_precision(bundle, SimpleNamespace(name=engine, precision=precision), None))
+    settings.setattr(openvino, "Core", Processor)
 
-    assert noted("openvino", "fp32") == []
-    computes.add("bf16")
-    assert noted("openvino", "bf16") == noted("onnxruntime", "fp32") == []
-    (note,) = noted("openvino", "fp32")
+    def noted(**chosen: str) -> list[doctor.Check]:
+        checks = list(doctor.check_default_model(Settings(**chosen)))
+        assert checks[0].verdict is doctor.Verdict.OK
+        return checks[1:]
+
+    assert noted() == []
+    computes.append("BF16")
+    assert noted(precision="bf16") == noted(engine="onnxruntime") == []
+    (note,) = noted()
     assert note.verdict is doctor.Verdict.NOTE
+    assert "computes in bf16, in which viscera-compact is faster" in note.detail
     assert "VISCERA_PRECISION to bf16" in note.remedy

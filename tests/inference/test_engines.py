@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from service.errors import EngineUnavailable, PrecisionNotOffered
-from service.inference import winograd
+from service.inference import norms, winograd
 from service.inference.bundle import Bundle
 from service.inference.engines import EngineName, OnnxRuntimeEngine, OpenVINOEngine, open_engine
 from service.inference.manifest import Parity, Precision
@@ -150,7 +150,7 @@ def test_a_precision_runs_with_the_engine_that_it_is_offered_for(
     assert asked["INFERENCE_PRECISION_HINT"] == "bf16"
 
 
-def test_only_float32_is_computed_in_fewer_multiplications(
+def test_only_float32_is_computed_in_fewer_multiplications_and_only_bf16_with_other_norms(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Processor(_Processor):
@@ -159,14 +159,16 @@ def test_only_float32_is_computed_in_fewer_multiplications(
         def compile_model(self, model: object, device: str, options: dict[str, object]) -> None:
             assert model
 
-    rewritten: list[openvino.Model] = []
+    rewritten: dict[str, list[openvino.Model]] = {"convolutions": [], "norms": []}
     monkeypatch.setattr(openvino, "Core", Processor)
-    monkeypatch.setattr(winograd, "multiply_less", rewritten.append)
+    monkeypatch.setattr(winograd, "multiply_less", rewritten["convolutions"].append)
+    monkeypatch.setattr(norms, "normalize_in_one_step", rewritten["norms"].append)
     open_engine(with_bf16(tiny_bundle, "openvino"), "openvino", precision="bf16")
-    assert not rewritten
+    assert [len(models) for models in rewritten.values()] == [0, 1]
     open_engine(tiny_bundle, "openvino")
-    (model,) = rewritten
-    assert tuple(model.input("window").shape)[2:] == tiny_bundle.manifest.sliding_window.roi_size
+    assert [len(models) for models in rewritten.values()] == [1, 1]
+    for (model,) in rewritten.values():
+        assert tuple(model.input("window").shape)[2:] == tiny_bundle.manifest.sliding_window.roi_size
 
 
 def test_an_engine_that_a_precision_is_not_offered_for_is_refused(tiny_bundle: Bundle) -> None:
