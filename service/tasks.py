@@ -40,7 +40,7 @@ from service.stopwatch import Stopwatch
 from service.storage import LocalStorage, is_disk_full, storage_error
 from service.tracing import NO_TRACING, Span, StageSpans, Tracing
 
-_PATIENCE_SECONDS = 300.0  # how long the end of a job waits for a database that is away
+_PATIENCE_SECONDS = 300.0  # how long a job waits for a database that is away
 
 _T = TypeVar("_T")
 
@@ -184,14 +184,18 @@ def _bring_to_an_end(context: WorkContext, job: Job, lease: Lease, progress: Pro
 
 
 def _reuse(context: WorkContext, job: Job) -> _Ending | None:
-    """Publish an equal result that is stored already; None when there is none, or it vanishes meanwhile."""
-    source = context.store.stored_result(job) if job.reuse and job.result_key else None
-    if source is None:
+    """Publish an equal result that is stored already; None when there is none, it vanishes meanwhile, or nobody can
+    tell: then the work is done again."""
+    if not job.reuse or not job.result_key:
         return None
+    source: Job | None = None
     try:
+        source = _patiently(lambda: context.store.stored_result(job))
+        if source is None:
+            return None
         context.storage.copy_result(source.id, job.id, job.attempts)
     except (ArtifactNotFound, StorageUnavailable):
-        log.warning("job.not_reused", source=source.id)
+        log.warning("job.not_reused", source=None if source is None else source.id)
         return None
     notices = [notice for notice in source.notices if notice["code"] not in PUSH_NOTICES]
     return _Ending(JobStatus.SUCCEEDED, notices=notices, reused_from=source.reused_from or source.id)

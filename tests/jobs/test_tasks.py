@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import structlog
 
+from service import tasks
 from service.errors import StorageUnavailable
 from service.jobs.job import Job, JobStatus, Notice, WorkerState
 from service.jobs.store import JobStore
@@ -301,6 +302,30 @@ def test_database_that_is_away_for_a_moment_costs_nothing(
     job = run(context, lambda progress: progress(Stage.READING, 0.5))
     assert away == {"claim", "renew", "succeed"}
     assert (job.status, job.attempts) == (JobStatus.SUCCEEDED, 1)
+
+
+def test_a_database_that_is_away_when_a_stored_result_is_looked_for_costs_nothing(
+    context: WorkContext, system: JobSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = finished(context, result_key="k")
+    away: set[str] = set()
+    monkeypatch.setattr(JobStore, "stored_result", _away_once(JobStore.stored_result, "stored_result", away))
+    second = finished(context, result_key="k")
+    assert away == {"stored_result"}
+    assert (second.status, second.reused_from, system.starts(second.id)) == (JobStatus.SUCCEEDED, first.id, [])
+
+
+def test_where_nobody_can_tell_of_a_stored_result_the_work_is_done(
+    context: WorkContext, system: JobSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise StorageUnavailable("away")
+
+    finished(context, result_key="k")
+    monkeypatch.setattr(tasks, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(JobStore, "stored_result", away)
+    second = finished(context, result_key="k")
+    assert (second.status, second.reused_from, len(system.starts(second.id))) == (JobStatus.SUCCEEDED, None, 1)
 
 
 def _away_once(method: Callable[..., object], name: str, away: set[str]) -> Callable[..., object]:
