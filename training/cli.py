@@ -131,7 +131,7 @@ def calibrate_command(
         Path | None, typer.Option(help="For a bundle: the text features that it was trained with.")
     ] = None,
     bfloat16: Annotated[
-        bool, typer.Option("--bfloat16", help="First round the weights to bfloat16, for masks that are the same in it.")
+        bool, typer.Option("--bfloat16", help="First round the weights to bfloat16, for nearly the same masks in it.")
     ] = False,
 ) -> None:
     """Choose how probabilities become masks, on phantoms never trained on."""

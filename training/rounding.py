@@ -9,6 +9,7 @@ float32 and bfloat16 then give nearly the same masks.
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from training.networks.universal import UniversalModel
 
@@ -47,12 +48,18 @@ def _fold(convolution: nn.Conv3d, norm: nn.BatchNorm3d) -> None:
     """Moves the norm's scale into the convolution and leaves a norm that only adds its shift; the same function."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    shift = norm.bias - norm.running_mean * scale
+    weight, shift = fuse_conv_bn_weights(
+        convolution.weight,
+        convolution.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )
+    convolution.weight.copy_(weight)
     if convolution.bias is not None:
-        shift += convolution.bias * scale
         convolution.bias.zero_()
-    convolution.weight.mul_(scale[:, None, None, None, None])
     norm.weight.fill_(1.0)
     norm.running_mean.zero_()
     norm.running_var.fill_(1.0 - norm.eps)  # to which eps is added before the root

@@ -29,13 +29,13 @@ def window() -> torch.Tensor:
 
 @torch.no_grad()
 def test_a_weight_is_rounded_as_the_batch_norm_scales_it(model: UniversalModel) -> None:
-    """Scale 3 / sqrt(0.25 + eps): 2 * 1.5 before rounding; shift 0.5 - 0.1 * scale."""
+    """A scale of 2 / sqrt(0.25), by hand."""
     convolution, norm = model.backbone.encoder0[0], model.backbone.encoder0[1]
     convolution.weight.fill_(BETWEEN)
     norm.eps = 0.0
     norm.running_var.fill_(0.25)
     norm.running_mean.fill_(0.125)
-    norm.weight.fill_(2.0)  # scale 4
+    norm.weight.fill_(2.0)
     norm.bias.fill_(0.5 + BETWEEN)
     round_to_bfloat16(model)
     assert (convolution.weight == 4.0).all()  # 4 * BETWEEN lies between 4 and 4.03125

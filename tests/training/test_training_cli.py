@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.support.clip_folder import write_clip_folder
 from tests.support.training import box_case, tiny_model, tiny_recipe, write_box_store
 from training import cli
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.labels import LABELS
 from training.recipe import FIRST_CALIBRATION_SEED, RECIPES
 from training.store import write_case
@@ -73,15 +73,28 @@ def test_train_from_a_recipe_file(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "run" / "model.pt").training["steps"] == 1
 
 
-def test_calibrate_scales_the_logits_and_leaves_the_rest_alone(tmp_path: Path) -> None:
-    trained, out, store = tmp_path / "model.pt", tmp_path / "calibrated.pt", tmp_path / "store"
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A checkpoint of a tiny network that is not calibrated yet."""
+    path = tmp_path / "model.pt"
+    _, text = random_text_embedding(0)
+    save_checkpoint(path, tiny_model(), label_names=("a",), text=text, training={"recipe": "tiny"})
+    return path
+
+
+def calibrated(trained: Path, *options: str) -> Checkpoint:
+    """What `calibrate` makes of it on one patient of boxes."""
+    out, store = trained.with_name("calibrated.pt"), trained.with_name("store")
     store.mkdir()
     write_case(store, FIRST_CALIBRATION_SEED, box_case(), source={})
-    _, text = random_text_embedding(0)
-    save_checkpoint(trained, tiny_model(), label_names=("a",), text=text, training={"recipe": "tiny"})
-    result = run(cli.app, ["calibrate", str(trained), "--out", str(out), "--store", str(store), "--phantoms", "1"])
+    asked = ["calibrate", str(trained), "--out", str(out), "--store", str(store), "--phantoms", "1", *options]
+    result = run(cli.app, asked)
     assert result.exit_code == 0, result.output
-    before, after = load_checkpoint(trained), load_checkpoint(out)
+    return load_checkpoint(out)
+
+
+def test_calibrate_scales_the_logits_and_leaves_the_rest_alone(trained: Path) -> None:
+    before, after = load_checkpoint(trained), calibrated(trained)
     weights = after.model.state_dict()
     changed = {name for name, value in before.model.state_dict().items() if not weights[name].equal(value)}
     assert changed <= {"controller.weight", "controller.bias"}
@@ -94,16 +107,8 @@ def test_calibrate_scales_the_logits_and_leaves_the_rest_alone(tmp_path: Path) -
     assert after.calibration.thresholds.keys() == {label.name for label in LABELS}
 
 
-def test_calibrate_rounds_the_weights_first_where_asked(tmp_path: Path) -> None:
-    trained, out, store = tmp_path / "model.pt", tmp_path / "calibrated.pt", tmp_path / "store"
-    store.mkdir()
-    write_case(store, FIRST_CALIBRATION_SEED, box_case(), source={})
-    _, text = random_text_embedding(0)
-    save_checkpoint(trained, tiny_model(), label_names=("a",), text=text, training={"recipe": "tiny"})
-    asked = ["calibrate", str(trained), "--out", str(out), "--store", str(store), "--phantoms", "1", "--bfloat16"]
-    result = run(cli.app, asked)
-    assert result.exit_code == 0, result.output
-    rounded = load_checkpoint(out)
+def test_calibrate_rounds_the_weights_first_where_asked(trained: Path) -> None:
+    rounded = calibrated(trained, "--bfloat16")
     weight = rounded.model.backbone.encoder0[0].weight
     assert torch.equal(weight, weight.bfloat16().float())
     assert rounded.training == {"recipe": "tiny", "weights": "rounded to bfloat16"}
