@@ -112,7 +112,7 @@ chaos: $(VENV)/.dev ## 200 jobs while workers are killed, Redis and PostgreSQL g
 fuzz: $(VENV)/.dev ## read 20,000 DICOM and NIfTI files with mutated headers; minutes
 	$(BIN)/python -m pytest -m slow tests/imaging/test_header_fuzz.py
 
-BUNDLE := 2.4.1
+BUNDLE := 2.4.2
 TEXT_OPTION := $(if $(TEXT_EMBEDDINGS),--text-embeddings $(TEXT_EMBEDDINGS))
 
 train-default: $(VENV)/.dev ## reproduce the default bundle (TEXT_EMBEDDINGS=file EXAMPLE_CT=folder CTS=folder); long on a CPU

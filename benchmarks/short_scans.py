@@ -1,9 +1,10 @@
-"""How well organs are found in short scans, with and without the planes that a bundle lets such a scan go on for.
+"""How well organs are found in short scans, and what a bundle's two provisions for what a scan cuts are worth.
 
-    python -m benchmarks.short_scans [--bundle BUNDLE] [--planes 0,5] [--seeds 5]
+    python -m benchmarks.short_scans [--bundle BUNDLE] [--seeds 5]
 
 Slabs of 45, 80 and 130 mm at random heights of phantoms that nothing was trained on. Prints the mean Dice of the organs
-with at least 3 ml in a slab. Needs the extra `training`.
+with at least 3 ml in a slab: as the bundle says, without the planes that a short scan goes on for, and without the
+pieces that an end of the scan cuts off an organ. Needs the extra `training`.
 """
 
 import argparse
@@ -11,9 +12,10 @@ import json
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -35,12 +37,31 @@ SPACING_MM = (1.5, 1.5, 2.5)
 LEAST_ML = 3.0
 
 
-def with_planes(bundle: Path, planes: int, folder: Path) -> Model:
-    """The model of a bundle whose short scans go on for so many planes."""
-    copy = Path(shutil.copytree(bundle, folder / str(planes)))
+def as_it_is(_manifest: dict[str, Any]) -> None:
+    """The bundle as it is."""
+
+
+def without_planes(manifest: dict[str, Any]) -> None:
+    """Beyond a short scan there is air."""
+    manifest["sliding_window"]["continued_planes"] = 0
+
+
+def without_pieces(manifest: dict[str, Any]) -> None:
+    """An organ is one component, wherever the scan ends."""
+    for label in manifest["labels"]:
+        for rule in label["postprocessing"]["viscera"]:
+            rule.pop("cut_pieces_ml", None)
+
+
+VARIANTS = {"as it is": as_it_is, "ends in air": without_planes, "one component": without_pieces}
+
+
+def changed(bundle: Path, change: Callable[[dict[str, Any]], None], copy: Path) -> Model:
+    """The model of a copy of the bundle with another manifest."""
+    shutil.copytree(bundle, copy)
     path = copy / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["sliding_window"]["continued_planes"] = planes
+    change(manifest)
     path.write_text(json.dumps(manifest))
     return load_bundle(copy)
 
@@ -77,21 +98,20 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description="Short scans.")
     parser.add_argument("--bundle", type=Path, default=None)
-    parser.add_argument("--planes", default="0,5")
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
-    wanted = [int(planes) for planes in arguments.planes.split(",")]
-    scores: dict[tuple[int, int], list[float]] = defaultdict(list)
+    scores: dict[tuple[int, str], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        models = {planes: with_planes(arguments.bundle or default_bundle_path(), planes, folder) for planes in wanted}
+        bundle = arguments.bundle or default_bundle_path()
+        models = {name: changed(bundle, change, folder / name) for name, change in VARIANTS.items()}
         total = arguments.seeds * len(HEIGHTS_MM)
         for height, phantom, part in track(slabs(arguments.seeds), "Slabs", total, transient=True):
-            for planes, model in models.items():
-                scores[height, planes].append(organ_dice(phantom, part, model, folder))
-    table = Table("height, mm", *(f"{planes} planes" for planes in wanted), title="Mean organ Dice")
+            for name, model in models.items():
+                scores[height, name].append(organ_dice(phantom, part, model, folder))
+    table = Table("height, mm", *VARIANTS, title="Mean organ Dice")
     for height in HEIGHTS_MM:
-        table.add_row(str(height), *(f"{mean(scores[height, planes]):.3f}" for planes in wanted))
+        table.add_row(str(height), *(f"{mean(scores[height, name]):.3f}" for name in VARIANTS))
     Console().print(table)
 
 

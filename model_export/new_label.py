@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from model_export.errors import LabelRefused
 from model_export.manifest import JsonObject, code_entry, schema_text
-from model_export.rules import HOST_REACH, KeepLargest
+from model_export.rules import HOST_REACH, LARGEST_AND_CUT_PIECES
 from training.checkpoint import NOT_CALIBRATED, Calibration
 from training.labels import LabelKind
 from training.new_label import InvalidLabel, NewLabel
@@ -74,7 +74,7 @@ def _rules(label: NewLabel) -> tuple[JsonObject, ...]:
     if label.postprocessing.viscera is not None:
         return label.postprocessing.viscera
     if label.kind is LabelKind.ORGAN:
-        return (asdict(KeepLargest(count=1)),)
+        return (asdict(LARGEST_AND_CUT_PIECES),)
     return (asdict(HOST_REACH),) if label.hosts else ()
 
 

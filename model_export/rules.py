@@ -11,7 +11,9 @@ What differs from the reference, and why:
   A lung tumour in the bowel is never right.
 - The minimum volume and the maximum number are in force for all seven, as in SuPreM; the reference computes them and
   then leaves them out.
-- Each lung keeps its own largest component. The reference joins both lungs, takes the two largest components and names
+- An organ keeps its largest component, as in the reference, and the pieces that the end of the scan cuts off it: the
+  bases of a lung on both sides of the diaphragm, the two limbs of the aortic arch or of the colon.
+- Each lung keeps its own. The reference joins both lungs, takes the two largest components and names
   the sides by their position: that swaps or erases lungs that touch, and a patient with one lung loses it.
 - The portal and splenic vein is not cut below the lowest slice of the pancreas, a rule that deletes the vein where the
   pancreas was missed. Like the hepatic vessels it stays as it was predicted: thin branches are separate components.
@@ -36,10 +38,15 @@ _REFERENCE_REACH_MM = 2 * 1.5  # the half-width of the 5x5x5 structuring element
 
 @dataclass(frozen=True, kw_only=True)
 class KeepLargest:
-    """Keep the `count` largest 26-connected components."""
+    """Keep the `count` largest 26-connected components, and the pieces that the end of the scan cuts off them.
+
+    Those are components of at least `cut_pieces_ml` millilitres that reach the plane of the scan, the first or the
+    last, that one of the largest reaches: beyond it they may be one.
+    """
 
     rule: Literal["keep_largest"] = "keep_largest"
     count: int
+    cut_pieces_ml: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +100,9 @@ class CutBelow:
     organ: str
 
 
+#: Of an organ. The smallest piece is one that a doctor would see, and larger than scattered false voxels.
+LARGEST_AND_CUT_PIECES = KeepLargest(count=1, cut_pieces_ml=1.0)
+
 #: How far a lesion may reach beyond its hosts as segmented, and which gaps between them are closed.
 HOST_REACH = WithinHosts(closing_mm=_REFERENCE_REACH_MM, dilation_mm=_REFERENCE_REACH_MM)
 
@@ -132,7 +142,7 @@ def postprocessing_rules(label: Label, calibration: Calibration = NOT_CALIBRATED
     The smallest lesion of the calibration raises the reference's limit, and never lowers it.
     """
     if label.kind is LabelKind.ORGAN:
-        return () if label.name in UNFILTERED_ORGANS else (KeepLargest(count=1),)
+        return () if label.name in UNFILTERED_ORGANS else (LARGEST_AND_CUT_PIECES,)
     limits = LESION_LIMITS[label.name]
     peak = calibration.lesion_peaks.get(label.name)
     return (

@@ -18,7 +18,7 @@ EXAMPLE_JOB: dict[str, Any] = {
     "batch_id": None,
     "cancel_requested": False,
     "attempts": 1,
-    "model": "viscera-compact-2.4.1",
+    "model": "viscera-compact-2.4.2",
     "targets": ["liver", "tumors"],
     "upload_bytes": 51380224,
     "upload_files": 1,
@@ -36,9 +36,9 @@ EXAMPLE_JOB: dict[str, Any] = {
 }
 
 _MODEL: dict[str, Any] = {
-    "id": "viscera-compact-2.4.1",
+    "id": "viscera-compact-2.4.2",
     "name": "viscera-compact",
-    "version": "2.4.1",
+    "version": "2.4.2",
     "description": "Compact network for CT of the trunk.",
     "intended_use": "Demonstration and tests.",
     "licence": "Apache-2.0",

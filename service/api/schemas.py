@@ -41,7 +41,7 @@ class JobView(BaseModel):
     batch_id: str | None = Field(description="The batch that the job belongs to.", examples=["trial-7"])
     cancel_requested: bool = Field(description="A cancel was asked for and has not taken effect yet.")
     attempts: int = Field(description="How often a worker has started the job; above 1 after a worker's death.")
-    model: str = Field(description="Model that runs, `<name>-<version>`.", examples=["viscera-compact-2.4.1"])
+    model: str = Field(description="Model that runs, `<name>-<version>`.", examples=["viscera-compact-2.4.2"])
     targets: tuple[str, ...] | None = Field(
         description="Labels, groups and codes asked for; null means all labels of the model."
     )
@@ -126,7 +126,7 @@ class ArtifactList(BaseModel):
 class ModelView(BaseModel):
     """A model that jobs can ask for."""
 
-    id: str = Field(description="`<name>-<version>`.", examples=["viscera-compact-2.4.1"])
+    id: str = Field(description="`<name>-<version>`.", examples=["viscera-compact-2.4.2"])
     name: str = Field(examples=["viscera-compact"])
     version: str = Field(examples=["1.0.0"])
     description: str

@@ -60,10 +60,15 @@ class Code(_Part):
 
 
 class KeepLargest(_Part):
-    """Keep the `count` largest 26-connected components."""
+    """Keep the `count` largest 26-connected components.
+
+    With `cut_pieces_ml`, keep beside them what the scan may have cut off: where one of them reaches the first or last
+    plane of the scan, the components of at least so many millilitres that reach that plane too.
+    """
 
     rule: Literal["keep_largest"] = "keep_largest"
     count: Annotated[int, Field(ge=1)] = 1
+    cut_pieces_ml: Annotated[float, Field(gt=0.0)] | None = None
 
 
 class WithinHosts(_Part):

@@ -79,6 +79,8 @@ def apply_rules(
 
 def _apply(rule: Rule, mask: BoxedMask, label: Label, grid: Geometry, companions: Companions) -> Mask:
     match rule:
+        case KeepLargest(count=count, cut_pieces_ml=float(ml)):
+            return largest_and_cut_pieces(mask, count, ml / grid.voxel_volume_ml, grid.shape[2])
         case KeepLargest(count=count) | MaxComponents(count=count):
             return largest_components(mask.inside, count)
         case MinVolume(ml=ml):
@@ -159,11 +161,29 @@ def largest_components(mask: Mask, count: int) -> Mask:
     return _members(components, np.argsort(-sizes, kind="stable")[:count], len(sizes))
 
 
+def largest_and_cut_pieces(mask: BoxedMask, count: int, voxels: float, planes: int) -> Mask:
+    """The `count` largest 26-connected components, and what an end of the scan may have cut off them.
+
+    That are components of at least `voxels` that reach the first or the last of the scan's `planes` along z where one
+    of the largest does: beyond that plane they may be one.
+    """
+    components, sizes = _components(mask.inside)
+    largest = np.argsort(-sizes, kind="stable")[:count]
+    chosen = largest
+    along_z = mask.box[2]
+    ends = [end for end, reached in ((0, along_z.start == 0), (-1, along_z.stop == planes)) if reached]
+    for end in ends:
+        cut = np.unique(components[:, :, end]).astype(np.intp) - 1
+        cut = cut[cut >= 0]
+        if np.isin(largest, cut).any():
+            chosen = np.union1d(chosen, cut[_large_enough(sizes[cut], voxels)])
+    return _members(components, chosen, len(sizes))
+
+
 def components_of_at_least(mask: Mask, voxels: float) -> Mask:
     """The 26-connected components of at least that many voxels."""
     components, sizes = _components(mask)
-    # A component of exactly the volume stays, whatever the last bit of the division says.
-    return _members(components, np.flatnonzero(sizes >= voxels * (1.0 - 1e-6)), len(sizes))
+    return _members(components, np.flatnonzero(_large_enough(sizes, voxels)), len(sizes))
 
 
 def components_with_peak(mask: Mask, probability: Float32, least: float) -> Mask:
@@ -201,6 +221,12 @@ def _components(mask: Mask) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int
     components = cc3d.connected_components(np.ascontiguousarray(mask).view(np.uint8), connectivity=26)
     sizes = np.bincount(components.ravel(order="K")).astype(np.int64)[1:]
     return components, sizes
+
+
+def _large_enough(sizes: NDArray[np.int64], voxels: float) -> Mask:
+    """Which sizes are at least `voxels`; one of exactly that is, whatever the last bit of a division says."""
+    enough: Mask = sizes >= voxels * (1.0 - 1e-6)
+    return enough
 
 
 def _members(components: NDArray[np.unsignedinteger], chosen: NDArray[np.intp], number: int) -> Mask:

@@ -55,11 +55,11 @@ def test_a_calibrated_minimum_raises_the_limit_and_never_lowers_it() -> None:
     assert entry["postprocessing"]["reference"] == [asdict(rule) for rule in reference_rules(BY_NAME["kidney_tumor"])]
 
 
-def test_organs_keep_one_component_except_branching_vessels() -> None:
+def test_organs_keep_one_component_and_its_cut_pieces_except_branching_vessels() -> None:
     unfiltered = {label.name for label in ORGANS if postprocessing_rules(label) == ()}
     assert unfiltered == {"portal_and_splenic_vein", "hepatic_vessel"}
     kept = [postprocessing_rules(label) for label in ORGANS if label.name not in unfiltered]
-    assert kept == [(KeepLargest(count=1),)] * 23
+    assert kept == [(KeepLargest(count=1, cut_pieces_ml=1.0),)] * 23
 
 
 def test_every_label_has_rules_and_every_lesion_a_host_to_lie_in() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-BACKBONE = Path(__file__).parents[2] / "service" / "bundles" / "viscera-compact-2.4.1" / "backbone.onnx"
+BACKBONE = Path(__file__).parents[2] / "service" / "bundles" / "viscera-compact-2.4.2" / "backbone.onnx"
 
 
 @pytest.mark.parametrize("package", ["service", "model_export"])

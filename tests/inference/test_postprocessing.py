@@ -94,6 +94,33 @@ def test_largest_components(before: str, count: int, after: str) -> None:
     assert drawn(largest_components(row(before), count)) == after
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        # Two limbs of an arch beyond the first plane; what is smaller than two voxels is not a piece.
+        (["######....", "", "##........", "", "#........."], ["######....", "", "##........", "", ""]),
+        (["....######", "", ".......###", "", ".........#"], ["....######", "", ".......###", "", ""]),
+        (["##########", "", "##......##", "", "...####..."], ["##########", "", "##......##", "", ""]),
+        (["######....", "", ".......###"], ["######....", "", ""]),  # another end of the scan
+        ([".######...", "", "###......."], [".######...", "", ""]),  # the largest is not cut
+        (["##........", "##........"], ["##........", "##........"]),  # no voxel of its first plane is outside
+    ],
+)
+def test_pieces_that_an_end_of_the_scan_cuts_off_the_largest_are_kept(before: list[str], after: list[str]) -> None:
+    """Lines lie along x, ten planes along z."""
+
+    def slab(lines: list[str]) -> Mask:
+        return np.array([[[voxel == "#" for voxel in line.ljust(10)]] for line in lines])
+
+    grid = Geometry((len(before), 1, 10), GRID_2MM.affine)
+    label = lesion(KeepLargest(cut_pieces_ml=0.016))
+    kept = apply_rules(boxed(slab(before)), label, label.postprocessing.viscera, grid, Companions({}.get, {}), certain)
+    assert kept is not None
+    full = np.zeros(grid.shape, np.bool_)
+    full[kept.box] = kept.inside
+    np.testing.assert_array_equal(full, slab(after))
+
+
 def test_voxels_that_touch_at_a_corner_are_one_component() -> None:
     mask = np.zeros((3, 3, 3), np.bool_)
     mask[0, 0, 0] = mask[1, 1, 1] = mask[2, 2, 2] = True
