@@ -13,8 +13,8 @@ What differs from the reference, and why:
   then leaves them out.
 - An organ keeps its largest component, as in the reference, and the pieces that the end of the scan cuts off it: the
   bases of a lung on both sides of the diaphragm, the two limbs of the aortic arch or of the colon.
-- Each lung keeps its own. The reference joins both lungs, takes the two largest components and names
-  the sides by their position: that swaps or erases lungs that touch, and a patient with one lung loses it.
+- Each lung is an organ like the others. The reference joins both lungs, takes the two largest components and names the
+  sides by their position: that swaps or erases lungs that touch, and a patient with one lung loses it.
 - The portal and splenic vein is not cut below the lowest slice of the pancreas, a rule that deletes the vein where the
   pancreas was missed. Like the hepatic vessels it stays as it was predicted: thin branches are separate components.
 - Colon and small intestine keep one component, as in the reference, although collapsed bowel is often interrupted:
@@ -38,10 +38,10 @@ _REFERENCE_REACH_MM = 2 * 1.5  # the half-width of the 5x5x5 structuring element
 
 @dataclass(frozen=True, kw_only=True)
 class KeepLargest:
-    """Keep the `count` largest 26-connected components, and the pieces that the end of the scan cuts off them.
+    """Keep the `count` largest 26-connected components and, with `cut_pieces_ml`, pieces that the scan's end cuts off.
 
-    Those are components of at least `cut_pieces_ml` millilitres that reach the plane of the scan, the first or the
-    last, that one of the largest reaches: beyond it they may be one.
+    Those are components of at least so many millilitres that reach the plane of the scan, the first or the last, that
+    one of the largest reaches: beyond it they may be one. None: no such pieces.
     """
 
     rule: Literal["keep_largest"] = "keep_largest"
@@ -100,7 +100,7 @@ class CutBelow:
     organ: str
 
 
-#: Of an organ. The smallest piece is one that a doctor would see, and larger than scattered false voxels.
+#: Of an organ. Pieces of 0.5 or 3 ml were no better in slabs of real CTs (docs/default-bundle.md).
 LARGEST_AND_CUT_PIECES = KeepLargest(count=1, cut_pieces_ml=1.0)
 
 #: How far a lesion may reach beyond its hosts as segmented, and which gaps between them are closed.

@@ -164,8 +164,9 @@ def largest_components(mask: Mask, count: int) -> Mask:
 def largest_and_cut_pieces(mask: BoxedMask, count: int, voxels: float, planes: int) -> Mask:
     """The `count` largest 26-connected components, and what an end of the scan may have cut off them.
 
-    That are components of at least `voxels` that reach the first or the last of the scan's `planes` along z where one
-    of the largest does: beyond that plane they may be one.
+    Those are components of at least `voxels` that reach the first or the last of the grid's `planes` along z where one
+    of the largest does: beyond that plane they may be one. The grid ends with the scan, or with the body in it, beyond
+    which a padded scan has nothing.
     """
     components, sizes = _components(mask.inside)
     largest = np.argsort(-sizes, kind="stable")[:count]
