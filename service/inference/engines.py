@@ -64,7 +64,7 @@ class OpenVINOEngine:
     """OpenVINO on the CPU, compiled for one size of window: a network of free size takes 1 GB more for Swin UNETR.
 
     Windows of a batch run one after the other, so that none depends on the others. In float32 most convolutions are
-    Winograd's, and in bfloat16 norms are OpenVINO's own: what the ONNX file says, but for rounding.
+    Winograd's, and in bfloat16 norms and attention are OpenVINO's own: what the ONNX file says, but for rounding.
     """
 
     name = EngineName.OPENVINO.value
@@ -78,6 +78,7 @@ class OpenVINOEngine:
         """
         import openvino
 
+        from service.inference.attention import add_masks_to_scores
         from service.inference.norms import normalize_in_one_step
         from service.inference.winograd import multiply_less
 
@@ -101,6 +102,7 @@ class OpenVINOEngine:
                 multiply_less(sized)
             else:
                 normalize_in_one_step(sized)
+                add_masks_to_scores(sized)
             compiled: _Compiled = core.compile_model(sized, "CPU", options)
             return compiled
 

@@ -14,7 +14,7 @@ _SIZES = (CHANNELS * CHANNELS, CHANNELS * CHANNELS, CHANNELS, CHANNELS, CHANNELS
 PARAMETERS_PER_LABEL = sum(_SIZES)  # 153
 
 # Measured on two cores: smaller blocks pay for calls, larger ones leave the cache. A GPU needs more to be busy.
-_BLOCK_VOXELS = {"cpu": 2048, "cuda": 65536}
+_BLOCK_VOXELS = {"cpu": 4096, "cuda": 65536}
 
 
 def head_params(pooled: Tensor, w_image: Tensor, k: Tensor) -> Tensor:
@@ -32,17 +32,19 @@ def head_logits(features: Tensor, params: Tensor, into: Tensor | None = None) ->
     """
     labels, voxels = params.shape[0], features.shape[1]
     w1, w2, w3, b1, b2, b3 = torch.split(params, list(_SIZES), dim=1)
-    w1_CxF = w1.reshape(labels * CHANNELS, CHANNELS)  # the first layer of all labels reads the same features
-    b1_Cx1 = b1.reshape(labels * CHANNELS, 1)
-    w2_CFF = w2.reshape(labels, CHANNELS, CHANNELS)
+    w1_CFF, w2_CFF = w1.reshape(labels, CHANNELS, CHANNELS), w2.reshape(labels, CHANNELS, CHANNELS)
     w3_C1F = w3.reshape(labels, 1, CHANNELS)
-    b2_CF1, b3_C11 = b2[:, :, None], b3[:, :, None]
+    b1_CF1, b2_CF1, b3_C11 = b1[:, :, None], b2[:, :, None], b3[:, :, None]
 
     logits = features.new_empty((labels, voxels)) if into is None else into
-    step = _BLOCK_VOXELS[features.device.type]
+    step = min(_BLOCK_VOXELS[features.device.type], voxels)
+    # One pair for all blocks: memory that is new is cleared first, which takes as long as the products.
+    first_CFV, second_CFV = features.new_empty((2, labels, CHANNELS, step))
     for start in range(0, voxels, step):
-        block = features[:, start : start + step]
-        hidden = torch.addmm(b1_Cx1, w1_CxF, block).relu_().view(labels, CHANNELS, -1)
-        hidden = torch.baddbmm(b2_CF1, w2_CFF, hidden).relu_()
-        logits[:, start : start + step] = torch.baddbmm(b3_C11, w3_C1F, hidden)[:, 0]
+        # All labels read the same features, and still a product per label is twice as fast as one of 8 x C rows.
+        block_CFV = features[:, start : start + step].expand(labels, -1, -1)
+        size = block_CFV.shape[2]
+        hidden = torch.baddbmm(b1_CF1, w1_CFF, block_CFV, out=first_CFV[:, :, :size]).relu_()
+        hidden = torch.baddbmm(b2_CF1, w2_CFF, hidden, out=second_CFV[:, :, :size]).relu_()
+        logits[:, start : start + size] = torch.baddbmm(b3_C11, w3_C1F, hidden)[:, 0]
     return logits

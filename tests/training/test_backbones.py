@@ -10,13 +10,14 @@ from monai.networks.nets.dints import DiNTS as MonaiDiNTS
 from monai.networks.nets.dints import TopologyInstance
 from monai.networks.nets.swin_unetr import PatchMerging
 from monai.networks.nets.swin_unetr import SwinUNETR as MonaiSwinUNETR
+from monai.networks.nets.swin_unetr import compute_mask
 from torch import Tensor, nn
 
 from tests.support.networks import NARROW, narrow_model
 from tests.support.training import tiny_model
 from training.config import ModelConfig
 from training.networks import dints
-from training.networks.swin_unetr import MergePatches, SwinUnetr
+from training.networks.swin_unetr import MergePatches, SwinUnetr, shift_mask
 from training.networks.unet import UNet, _Unit
 from training.networks.universal import UniversalModel, count_parameters
 
@@ -125,6 +126,22 @@ def test_complete_merging_is_monais() -> None:
     features = random_tensor(2, 4, 6, 8, 6)
     with torch.inference_mode():
         torch.testing.assert_close(ours(features), theirs(features), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("padded", "window", "shift"),
+    [
+        ((28, 28, 28), (7, 7, 7), (3, 3, 3)),
+        ((14, 7, 21), (7, 7, 7), (3, 0, 3)),
+        ((28, 3, 14), (7, 3, 7), (3, 0, 3)),
+        ((6, 6, 6), (6, 6, 6), (0, 0, 0)),
+    ],
+)
+def test_mask_of_shifted_windows_is_monais(
+    padded: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]
+) -> None:
+    cpu = torch.device("cpu")
+    assert torch.equal(shift_mask(padded, window, shift, cpu), compute_mask(padded, window, shift, cpu))
 
 
 def test_patch_merging_of_the_configuration_is_used() -> None:
