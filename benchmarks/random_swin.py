@@ -20,6 +20,8 @@ from training.networks.universal import TEXT_CHANNELS, UniversalModel
 from training.recipe import read_recipe
 from training.text import TextProvenance, embedding_sha256
 
+_NEVER = -1000.0  # a logit's shift, far below what random weights add to it
+
 
 @dataclass(frozen=True)
 class RandomSwin:
@@ -33,12 +35,13 @@ def random_swin(folder: Path, *, precisions: Sequence[str] = (FP32.name,), finds
     """The paper's Swin UNETR with every label at random, written into `folder`; minutes of computing.
 
     It offers all `precisions`, whatever their masks are: those of random weights are all surface, and no precision but
-    fp32 agrees on them. With `finds_nothing` heads are as training begins with them, and masks are empty.
+    fp32 agrees on them. With `finds_nothing` no logit comes near a threshold, and masks are empty.
     """
     torch.manual_seed(0)
     model = UniversalModel(read_recipe("paper_swin_unetr").model, torch.randn(len(LABELS), TEXT_CHANNELS) * 0.4)
     if finds_nothing:
         model.reset_heads()
+        torch.nn.init.constant_(model.controller.bias[-1:], _NEVER)
     with torch.no_grad():
         for weights in model.backbone.parameters():
             if weights.ndim > 1:

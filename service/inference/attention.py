@@ -1,9 +1,10 @@
 """Masks of shifted windows where OpenVINO sees them, for a Swin transformer that it runs in bfloat16.
 
-OpenVINO computes an attention (scores, softmax, values) in one step that never writes the scores down. In a block whose
-windows are shifted, MONAI's WindowAttention adds the mask in five dimensions and goes back to four, and two reshapes keep
-OpenVINO from seeing the attention. A scan runs one window at a time, so the mask fits the scores as they are. Measured on
-Swin UNETR in bfloat16, two cores: 4 % less time for the backbone; in float32 none, so there the graph stays as it is.
+OpenVINO computes an attention (scores, softmax, values) in one step that never writes the scores down. In a block
+whose windows are shifted, MONAI's WindowAttention adds the mask in five dimensions and goes back to four, and two
+reshapes keep OpenVINO from seeing the attention. A scan runs one window at a time, so the mask fits the scores as they
+are. Measured on Swin UNETR in bfloat16, two cores: 4 % less time for the backbone; in float32 none, so there the graph
+stays as it is.
 
 Needs OpenVINO, as `service.inference.winograd` does.
 """

@@ -64,7 +64,8 @@ class OpenVINOEngine:
     """OpenVINO on the CPU, compiled for one size of window: a network of free size takes 1 GB more for Swin UNETR.
 
     Windows of a batch run one after the other, so that none depends on the others. In float32 most convolutions are
-    Winograd's, and in bfloat16 norms and attention are OpenVINO's own: what the ONNX file says, but for rounding.
+    Winograd's; in bfloat16 norms and attention are OpenVINO's own, or the end stays in float32. All of it computes what
+    the ONNX file says, but for rounding.
     """
 
     name = EngineName.OPENVINO.value
@@ -80,6 +81,7 @@ class OpenVINOEngine:
 
         from service.inference.attention import add_masks_to_scores
         from service.inference.norms import normalize_in_one_step
+        from service.inference.read_out import read_out_in_float32
         from service.inference.winograd import multiply_less
 
         core = openvino.Core()
@@ -101,8 +103,9 @@ class OpenVINOEngine:
             if precision.hint is None:
                 multiply_less(sized)
             else:
-                normalize_in_one_step(sized)
                 add_masks_to_scores(sized)
+                if not normalize_in_one_step(sized):
+                    read_out_in_float32(sized)
             compiled: _Compiled = core.compile_model(sized, "CPU", options)
             return compiled
 

@@ -19,10 +19,10 @@ from training.phantom.write import write_ct
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An abdomen, higher than a window (shorter ones the two pad by a voxel more or less in front), and with no voxel
-    halfway between two of the model's grid, where each of them may choose."""
+    """An abdomen, higher than a window (shorter ones the two pad by a voxel more or less in front); many of its voxels
+    are half way between two of the model's grid."""
     path = tmp_path_factory.mktemp("scan") / "ct.nii.gz"
-    write_ct(draw_phantom(5, spacing_mm=(2.27, 2.27, 4.0), field_of_view=FieldOfView(-140.0, 110.0)), path)
+    write_ct(draw_phantom(5, spacing_mm=(3.0, 3.0, 2.5), field_of_view=FieldOfView(-140.0, 110.0)), path)
     return path
 
 

@@ -8,9 +8,8 @@ import torch
 from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
 from monai.networks.nets.dints import DiNTS as MonaiDiNTS
 from monai.networks.nets.dints import TopologyInstance
-from monai.networks.nets.swin_unetr import PatchMerging
+from monai.networks.nets.swin_unetr import PatchMerging, compute_mask
 from monai.networks.nets.swin_unetr import SwinUNETR as MonaiSwinUNETR
-from monai.networks.nets.swin_unetr import compute_mask
 from torch import Tensor, nn
 
 from tests.support.networks import NARROW, narrow_model

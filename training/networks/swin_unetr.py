@@ -81,7 +81,7 @@ class _Stage(nn.Module):
 
 
 def shift_mask(padded: Sequence[int], window: Sequence[int], shift: Sequence[int], device: torch.device) -> Tensor:
-    """What is added to the scores of each window, (windows, n, n): 0 between tokens that were neighbours before the shift.
+    """What is added to the scores of each window, (windows, n, n): 0 between tokens of one region before the shift.
 
     MONAI's compute_mask, of two windows along each axis at most: only the last one along an axis holds what the shift
     brought around, and those before it are alike. An engine computes the mask as it opens, and that of all windows at
