@@ -8,5 +8,5 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's
 
 # Torch's threads (GNU OpenMP) wait for more work by spinning, for milliseconds; meanwhile those of the engine, which
 # runs between torch's operations, have no core of their own. So this stands before any import of torch, too. Measured
-# on two cores: a window takes 15 to 20 % less. With a sixteenth of this the operations of the head take longer again.
+# on two cores in bf16: a window takes 15 to 20 % less. With a sixteenth of this heads take longer again.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")

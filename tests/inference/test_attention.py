@@ -7,11 +7,11 @@ import openvino
 import pytest
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask
-from numpy.typing import NDArray
 from openvino import opset13 as op
 from torch import Tensor, nn
 
 from service.inference.attention import add_masks_to_scores
+from tests.support.openvino_models import run_in_float32
 
 EDGE, WINDOW, CHANNELS, HEADS = 8, 4, 12, 3  # 8 windows of 64 tokens
 
@@ -50,11 +50,6 @@ def exported(block: Block, folder: pytest.TempPathFactory) -> openvino.Model:
     return openvino.Core().read_model(path)
 
 
-def run(model: openvino.Model, tokens: Tensor) -> NDArray[np.float32]:
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    return np.array(openvino.Core().compile_model(model, "CPU", options)({0: tokens.numpy()})[0])
-
-
 @torch.no_grad()
 def test_one_window_of_the_scan_gives_what_torch_gives(tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.manual_seed(0)
@@ -67,7 +62,7 @@ def test_one_window_of_the_scan_gives_what_torch_gives(tmp_path_factory: pytest.
     softmax = next(node for node in model.get_ordered_ops() if node.get_type_name() == "Softmax")
     assert softmax.input_value(0).get_node().get_type_name() == "Add"
     assert (block.mask < 0).any()  # or there would be nothing to see
-    np.testing.assert_allclose(run(model, tokens), block(tokens).numpy(), atol=1e-5)
+    np.testing.assert_allclose(run_in_float32(model, tokens.numpy()), block(tokens).numpy(), atol=1e-5)
 
 
 def test_windows_that_are_not_shifted_have_no_mask(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from model_export.instance_norm import use_blockwise_instance_norms
 from service.inference.norms import normalize_in_one_step
+from tests.support.openvino_models import run_in_float32
 
 CHANNELS, EDGE = 6, 16
 
@@ -49,11 +50,6 @@ def exported(torch_norms: nn.Module, tmp_path_factory: pytest.TempPathFactory) -
     return model
 
 
-def run(model: openvino.Model, window: torch.Tensor) -> np.ndarray:
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    return np.array(openvino.Core().compile_model(model, "CPU", options)({0: window.numpy()})[0])
-
-
 @torch.no_grad()
 def test_it_gives_what_torch_gives(torch_norms: nn.Module, exported: openvino.Model) -> None:
     window = torch.rand(1, 1, EDGE, EDGE, EDGE, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -62,7 +58,7 @@ def test_it_gives_what_torch_gives(torch_norms: nn.Module, exported: openvino.Mo
     kinds = [node.get_type_name() for node in model.get_ordered_ops()]
     assert kinds.count("MVN") == 2
     assert "AvgPool" not in kinds
-    np.testing.assert_allclose(run(model, window), torch_norms(window).numpy(), atol=1e-4)
+    np.testing.assert_allclose(run_in_float32(model, window.numpy()), torch_norms(window).numpy(), atol=1e-4)
 
 
 def norm(*, mean_of: str, epsilon: object = np.float32(1e-5)) -> openvino.Model:

@@ -4,13 +4,13 @@ import numpy as np
 import openvino
 import pytest
 import torch
-from numpy.typing import NDArray
 from openvino import Node
 from openvino import opset13 as op
 
 from service.inference.bundle import Bundle, default_bundle_path, open_bundle
 from service.inference.engines import OpenVINOEngine
 from service.inference.read_out import read_out_in_float32
+from tests.support.openvino_models import run_in_float32
 
 EDGE = 6
 
@@ -30,19 +30,14 @@ def network(*, edge: int = 1, stride: int = 1, behind: bool = False) -> openvino
     return openvino.Model([op.result(op.relu(last) if behind else last)], [window])
 
 
-def run(model: openvino.Model, window: NDArray[np.float32]) -> NDArray[np.float32]:
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    return np.array(openvino.Core().compile_model(model, "CPU", options)({0: window})[0])
-
-
 def test_the_product_is_the_same() -> None:
     window = np.random.default_rng(1).normal(size=(1, 2, EDGE, EDGE, EDGE)).astype(np.float32)
-    before = run(network(), window)
+    before = run_in_float32(network(), window)
     model = network()
     assert read_out_in_float32(model) == 1
     kinds = [node.get_type_name() for node in model.get_ordered_ops()]
     assert (kinds.count("Convolution"), kinds.count("ConvolutionBackpropData")) == (1, 1)
-    np.testing.assert_allclose(run(model, window), before, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run_in_float32(model, window), before, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

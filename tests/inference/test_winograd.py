@@ -8,6 +8,7 @@ from openvino import opset13 as op
 from torch.nn.functional import conv3d
 
 from service.inference.winograd import minimal_filter, multiply_less
+from tests.support.openvino_models import run_in_float32
 
 F_2_3 = (0.0, 1.0, -1.0)
 
@@ -24,11 +25,6 @@ def network(
 
 def random_weights(outputs: int, inputs: int, taps: int = 3) -> np.ndarray:
     return np.random.default_rng(1).standard_normal((outputs, inputs, taps, taps, taps)).astype(np.float32)
-
-
-def run(model: openvino.Model, window: np.ndarray) -> np.ndarray:
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    return np.array(openvino.Core().compile_model(model, "CPU", options)({0: window})[0])
 
 
 def operations(model: openvino.Model) -> list[str]:
@@ -68,7 +64,7 @@ def test_it_gives_what_torch_gives(shape: tuple[int, int, int], products: int, c
     assert multiply_less(model) == 1
 
     assert operations(model).count("Convolution") == products
-    np.testing.assert_allclose(run(model, window), expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(run_in_float32(model, window), expected, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(

@@ -81,11 +81,11 @@ class _Stage(nn.Module):
 
 
 def shift_mask(padded: Sequence[int], window: Sequence[int], shift: Sequence[int], device: torch.device) -> Tensor:
-    """What is added to the scores of each window, (windows, n, n): 0 between tokens of one region before the shift.
+    """What is added to the scores of each window, (windows, n, n): 0 within a region, -100 between two.
 
-    MONAI's compute_mask, of two windows along each axis at most: only the last one along an axis holds what the shift
-    brought around, and those before it are alike. An engine computes the mask as it opens, and that of all windows at
-    once took it 5 of 6 seconds.
+    Tokens of one region were neighbours before the shift. It is MONAI's compute_mask, of two windows along each axis at
+    most: only the last one along an axis holds what the shift brought around, and those before it are alike. An engine
+    computes the mask as it opens, and that of all windows at once took it 5 of 6 seconds.
     """
     counts = [edge // step for edge, step in zip(padded, window, strict=True)]
     kinds = [min(count, 2) for count in counts]
