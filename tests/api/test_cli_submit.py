@@ -422,7 +422,7 @@ def test_the_client_polls_where_something_on_the_way_answers_at_once(api: Api, u
 def test_the_client_asks_for_changes_and_not_again_and_again(api: Api, url: str):
     job_id = api.submit()["id"]
     asked: list[httpx.URL] = []
-    threading.Timer(2.0, lambda: api.store.cancel(job_id)).start()
+    api.once_waited_for(lambda: api.store.cancel(job_id))
     transport = httpx.HTTPTransport()
 
     class Counting(httpx.BaseTransport):

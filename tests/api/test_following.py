@@ -30,12 +30,6 @@ def show_progress(api: Api, job_id: str, percent: float) -> None:
     assert api.store.renew(job_id, OWNER, stage="inference", percent=percent, lease_seconds=30.0).ok
 
 
-def later(seconds: float, work) -> threading.Timer:
-    timer = threading.Timer(seconds, work)
-    timer.start()
-    return timer
-
-
 # ETags
 
 
@@ -75,7 +69,7 @@ def test_weak_and_listed_tags_are_understood(api: Api):
 def test_a_waiting_request_is_answered_when_the_job_changes(api: Api):
     job_id = api.submit()["id"]
     etag = api.client.get(f"/v1/jobs/{job_id}").headers["ETag"]
-    later(0.3, lambda: api.store.claim(job_id, OWNER, 30.0))
+    api.once_waited_for(lambda: api.store.claim(job_id, OWNER, 30.0))
 
     answer = api.client.get(f"/v1/jobs/{job_id}", params={"wait": 20}, headers={"If-None-Match": etag})
 
@@ -85,7 +79,7 @@ def test_a_waiting_request_is_answered_when_the_job_changes(api: Api):
 def test_a_waiting_request_without_a_tag_waits_for_the_next_change(api: Api):
     job_id = api.submit()["id"]
     api.store.claim(job_id, OWNER, 30.0)
-    later(0.3, lambda: show_progress(api, job_id, 50.0))
+    api.once_waited_for(lambda: show_progress(api, job_id, 50.0))
     assert api.client.get(f"/v1/jobs/{job_id}", params={"wait": 20}).json()["percent"] == 50.0
 
 
@@ -123,11 +117,7 @@ def test_waiting_requests_hold_neither_threads_nor_connections(api: Api):
 
     with ThreadPoolExecutor(MANY) as pool:
         waiting = [pool.submit(wait) for _ in range(MANY)]
-        watch = api.app.state.services.watch
-        deadline = time.monotonic() + 30
-        while len(watch._waiters) < MANY:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        api.until_waiting(MANY)
         assert api.store.engine.pool.checkedout() <= 1
         assert api.client.get("/v1/jobs").status_code == 200  # needs a thread and a connection
         api.store.claim(job_id, OWNER, 30.0)
@@ -146,7 +136,7 @@ def test_a_request_that_waits_bears_a_database_that_is_away(api: Api, monkeypatc
         return glimpses(ids)
 
     monkeypatch.setattr(watch, "_glimpses", look)
-    later(0.1, lambda: away.wait(10) and api.store.claim(job_id, OWNER, 30.0))
+    api.once_waited_for(lambda: away.wait(10) and api.store.claim(job_id, OWNER, 30.0))
     assert api.client.get(f"/v1/jobs/{job_id}", params={"wait": 20}).json()["status"] == "running"
 
 
@@ -211,7 +201,7 @@ def test_events_have_ids_and_the_last_one_its_own_name(api: Api):
 def test_a_stream_is_resumed_after_the_last_event(api: Api):
     job_id = api.submit()["id"]
     known = {"Last-Event-ID": api.client.get(f"/v1/jobs/{job_id}").headers["ETag"].removeprefix("W/").strip('"')}
-    later(0.3, lambda: api.fail(job_id))
+    api.once_waited_for(lambda: api.fail(job_id))
 
     resumed = list(events_of(api.client.get(f"/v1/jobs/{job_id}/events", headers=known)))
     last = {"Last-Event-ID": resumed[-1]["id"]}
@@ -229,7 +219,7 @@ def test_an_unknown_job_has_no_stream(api: Api):
 
 def test_the_stream_of_a_deleted_job_ends(api: Api):
     job_id = api.submit()["id"]
-    later(0.3, lambda: api.store.delete(job_id))
+    api.once_waited_for(lambda: api.store.delete(job_id))
     assert [event["event"] for event in events_of(api.client.get(f"/v1/jobs/{job_id}/events"))] == ["job"]
 
 
@@ -237,7 +227,7 @@ def test_the_client_resumes_a_stream_that_breaks(api: Api, viscera: Viscera, mon
     monkeypatch.setattr("service.api.following.STREAM_SECONDS", 0.2)
     monkeypatch.setattr("service.client.connection.DEFAULT_POLL_SECONDS", 0.05)
     job_id = api.submit()["id"]
-    later(1.0, lambda: api.store.cancel(job_id))
+    api.once_waited_for(lambda: (time.sleep(0.5), api.store.cancel(job_id)))  # meanwhile the stream breaks
     told = list(viscera.events(job_id))
     assert [job["status"] for job in told] == ["queued", "canceled"], told
 
@@ -249,9 +239,6 @@ def test_streams_and_waiting_requests_end_when_the_service_stops(tmp_path: Path)
         stream = pool.submit(
             lambda: [event["event"] for event in events_of(api.client.get(f"/v1/jobs/{job_id}/events"))]
         )
-        deadline = time.monotonic() + 20
-        while not watch._waiters:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        api.until_waiting()
         watch._looking.get_loop().call_soon_threadsafe(watch.close)
         assert stream.result(20) == ["job"]

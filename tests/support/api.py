@@ -1,7 +1,9 @@
 """The API over a real job table and storage in a temporary folder, with a queue that only takes notes."""
 
 import json
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -120,6 +122,22 @@ class Api:
         assert self.store.claim(job_id, OWNER, 30.0) is not None
         error = JobError("not-hu", "The intensities are not in Hounsfield units", "The values span 0 to 1; send HU.")
         assert self.store.fail(job_id, OWNER, error)
+
+    def until_waiting(self, number: int = 1) -> None:
+        """Return once `number` requests wait for a change: only then have they seen the job as it is."""
+        deadline = time.monotonic() + 30
+        while len(self.app.state.services.watch._waiters) < number:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def once_waited_for(self, work: Callable[[], object]) -> None:
+        """Do `work` in another thread, once a request waits."""
+
+        def wait_and_work() -> None:
+            self.until_waiting()
+            work()
+
+        threading.Thread(target=wait_and_work, daemon=True).start()
 
     def stored_files(self) -> list[Path]:
         """Every file and folder below the storage's folders, the job table aside."""
