@@ -11,9 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from service.inference.engines import DEFAULT_PRECISION
-from service.inference.model import load_bundle
-from service.pipeline import segment_study
+from service.opening import open_with_pipeline
 from service.progress import Stage
 from service.request import PostProcessing, SegmentationRequest
 
@@ -52,10 +50,10 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=None)
     parser.add_argument("--overlap", type=float, default=0.5)
     parser.add_argument("--postprocessing", type=PostProcessing, default=PostProcessing.REFERENCE)
-    parser.add_argument("--precision", default=DEFAULT_PRECISION)
+    parser.add_argument("--precision", default="fp32")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model = load_bundle(arguments.bundle, precision=arguments.precision)
+    model, segment_study = open_with_pipeline(arguments.bundle, engine="auto", precision=arguments.precision)
     watch = Watch()
     request = SegmentationRequest(overlap=arguments.overlap, postprocessing=arguments.postprocessing)
     segment_study(arguments.scan, arguments.out, model, request, watch)

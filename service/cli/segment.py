@@ -1,7 +1,8 @@
 """`viscera segment`: studies in, results out, in this process and with no service."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from service.catalog import Catalog
@@ -17,8 +18,7 @@ from service.cli.console import (
 )
 from service.cli.studies import folders_for
 from service.errors import VisceraError
-from service.inference.model import Model, load_bundle
-from service.pipeline import segment_study
+from service.opening import open_with_pipeline
 from service.progress import Stage, overall_percent
 from service.reporting.schema import Findings
 from service.request import SegmentationRequest
@@ -46,7 +46,7 @@ def segment(
     # Whether the name is one of an engine is for the settings to check.
     settings = Settings() if engine is None else Settings(engine=engine)  # type: ignore[arg-type]  # pydantic checks it
     path = _bundle_path(Catalog.from_settings(settings), bundle)
-    model = load_bundle(
+    model, segment_study = open_with_pipeline(
         path,
         engine=settings.engine,
         precision=precision or settings.precision,
@@ -58,7 +58,7 @@ def segment(
     status = 0
     for study, target in folders_for(studies, out):
         try:
-            findings = _segment_into(target, study, model, request)
+            findings = _segment_into(target, study, partial(segment_study, model=model, request=request))
         except VisceraError as error:
             (ERR if as_json else OUT).print(f"{study}:", soft_wrap=True, markup=False)
             report(error)
@@ -82,7 +82,7 @@ def _bundle_path(catalog: Catalog, bundle: str | None) -> Path:
     return catalog.find(bundle).path
 
 
-def _segment_into(target: Path, study: Path, model: Model, request: SegmentationRequest) -> Findings:
+def _segment_into(target: Path, study: Path, segment_study: Callable[..., Findings]) -> Findings:
     """Results appear in `target` when all of them are written; a study that fails leaves nothing there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".viscera-", dir=target.parent) as scratch, progress_bar() as bar:
@@ -93,7 +93,7 @@ def _segment_into(target: Path, study: Path, model: Model, request: Segmentation
 
         result = Path(scratch) / "result"
         result.mkdir()
-        findings = segment_study(study, result, model, request, show)
+        findings = segment_study(study, result, progress=show)
         bar.update(working, completed=100, description=f"{study.name}: done")
         for name in _names(result):
             (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -42,8 +42,10 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
             raise TooFewSlices("The series has 3 slices; at least 10 are needed.")
         return Findings.model_validate(example_findings())
 
-    monkeypatch.setattr(command, "segment_study", segment_study)
-    monkeypatch.setattr(command, "load_bundle", lambda path, **_: SimpleNamespace(bundle=open_bundle(path)))
+    def open_with_pipeline(path, **_):
+        return SimpleNamespace(bundle=open_bundle(path)), segment_study
+
+    monkeypatch.setattr(command, "open_with_pipeline", open_with_pipeline)
     monkeypatch.setenv("VISCERA_DATA_DIR", str(tmp_path / "data"))
     return seen
 
