@@ -41,7 +41,7 @@ def reader() -> Iterator[str]:
         return sum([len(chunk) async for chunk in request.stream()])
 
     install_problem_handlers(app)
-    app.add_middleware(RequestBoundary, max_body_bytes=LIMIT, pace=BodyPace(idle_seconds=0.5, bytes_per_second=1000))
+    app.add_middleware(RequestBoundary, max_body_bytes=LIMIT, pace=BodyPace(idle_seconds=1.5, bytes_per_second=1000))
     with live_server(app) as url:
         yield url
 
@@ -66,7 +66,7 @@ def test_a_route_that_streams_may_have_more_but_not_everything(reader: str):
 
 @pytest.mark.parametrize("path", ["/json", "/stream"])
 def test_a_body_that_stops_arriving_is_not_waited_for(reader: str, path):
-    response = httpx.post(f"{reader}{path}", content=chunks(2, 10, pause=2.0), timeout=20)
+    response = httpx.post(f"{reader}{path}", content=chunks(2, 10, pause=4.0), timeout=20)
     assert (response.status_code, response.json()["type"]) == (408, "/problems/request-too-slow")
 
 

@@ -283,8 +283,8 @@ def test_zombie_does_not_touch_what_its_successor_did(
 
 
 def test_lease_is_renewed_while_the_work_says_nothing(context: WorkContext) -> None:
-    impatient = replace(context, lease_seconds=0.3)
-    job = run(impatient, lambda _: time.sleep(0.8) or _sweep(context.store))
+    impatient = replace(context, lease_seconds=1.5)
+    job = run(impatient, lambda _: time.sleep(2.0) or _sweep(context.store))
     assert (job.status, job.attempts) == (JobStatus.SUCCEEDED, 1)
 
 
