@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import max_pool3d, pad
 
+from service.imaging.geometry import Shape
 from service.inference.grid import Box, ModelGrid, box_shape, relative
 from service.inference.manifest import Label
 from service.inference.spool import Spool
@@ -51,12 +52,13 @@ class Slab:
 class LabelLogits:
     """One label's logits on the feature grid, as far as they are kept.
 
-    A layer reads the kept blocks of E planes, float32 (n, E, E, E); its `numbers` int32 (X/E, Y/E), rounded up, say
-    which of them a block is, or that it was forgotten or lies inside. `above` is the box around all voxels above the
-    threshold, None without any.
+    A layer is E planes. Each of `blocks` reads those that are kept of a layer, float32 (n, E, E, E); `numbers` int32
+    (layers, X/E, Y/E), rounded up, say which of them a block is, or that it was forgotten or lies inside. `above` is
+    the box around all voxels above the threshold, None without any.
     """
 
-    layers: tuple["Layer", ...]
+    numbers: NDArray[np.int32]
+    blocks: tuple[Callable[[], Float32], ...]
     above: Box | None
 
     def read(self, box: Box) -> Float32:
@@ -64,23 +66,15 @@ class LabelLogits:
         x, y, z = (slice(side.start // BLOCK_EDGE, -(-side.stop // BLOCK_EDGE)) for side in box)
         covered = box_shape((x, y, z))
         values = np.full(tuple(edge for n in covered for edge in (n, BLOCK_EDGE)), FORGOTTEN)
-        for layer, by_block in zip(self.layers[z], values.transpose(4, 0, 2, 1, 3, 5), strict=True):
-            numbers = layer.numbers[x, y]
+        layers = zip(self.numbers[z, x, y], self.blocks[z], values.transpose(4, 0, 2, 1, 3, 5), strict=True)
+        for numbers, blocks, by_block in layers:
             by_block[numbers == _INSIDE_BLOCK] = INSIDE
             kept = numbers >= 0
             if kept.any():
-                by_block[kept] = layer.blocks()[numbers[kept]]
+                by_block[kept] = blocks()[numbers[kept]]
         i, j, k = (n * BLOCK_EDGE for n in covered)
         first = (slice(x.start * BLOCK_EDGE, 0), slice(y.start * BLOCK_EDGE, 0), slice(z.start * BLOCK_EDGE, 0))
         return values.reshape(i, j, k)[relative(box, first)]
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """See LabelLogits."""
-
-    numbers: NDArray[np.int32]
-    blocks: Callable[[], Float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +87,9 @@ class Logits:
     kept: dict[int, LabelLogits]
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """Of the feature grid."""
-        x, y, z = (-(-n // self.stride) for n in self.grid.shape)
-        return x, y, z
+        return _feature_shape(self.grid, self.stride)
 
     def forget(self, channel: int) -> None:
         """Give back the memory of one label's logits, which will not be asked for again."""
@@ -108,11 +101,16 @@ def gather_logits(
 ) -> Logits:
     """Keeps of each slab what matters, in the spool. The slabs come in order and leave no plane out."""
     spool = spool or Spool()
-    gatherers = [_Gatherer(label, spool) for label in labels]
+    gatherers = [_Gatherer(label, _feature_shape(grid, stride), spool) for label in labels]
     for slab in slabs:
         for gatherer, values in zip(gatherers, slab.values, strict=True):
             gatherer.add(slab.start, values)
     return Logits(labels, stride, grid, dict(enumerate(gatherer.finish() for gatherer in gatherers)))
+
+
+def _feature_shape(grid: ModelGrid, stride: int) -> Shape:
+    x, y, z = (-(-n // stride) for n in grid.shape)
+    return x, y, z
 
 
 def logit(probability: float) -> np.float32:
@@ -121,9 +119,15 @@ def logit(probability: float) -> np.float32:
 
 
 class _Gatherer:
-    """Takes one label's planes from z = 0 up, and decides on a layer of blocks as soon as the next one is there."""
+    """Takes one label's planes from z = 0 up, and decides on a layer of blocks as soon as the next one is there.
 
-    def __init__(self, label: Label, spool: Spool) -> None:
+    What lasts is in arrays that are there from the beginning, or in the spool. A small one, made for each layer, would
+    take a corner of memory that the large ones before it have left: no large one fits there again, and of a long scan
+    the process grew by gigabytes.
+    """
+
+    def __init__(self, label: Label, shape: Shape, spool: Spool) -> None:
+        """`shape` is that of the feature grid."""
         self._spool = spool
         self._cut = float(logit(label.threshold))
         # Of a lesion every probability is looked at, of an organ only those near its surface.
@@ -133,7 +137,9 @@ class _Gatherer:
         # threshold, and which have no other.
         self._some_above = torch.empty(0)
         self._all_above = torch.empty(0)
-        self._layers: list[Layer] = []
+        x, y, z = (-(-n // BLOCK_EDGE) for n in shape)
+        self._numbers = np.empty((z, x, y), np.int32)
+        self._blocks: list[Callable[[], Float32]] = []
         self._above: Box | None = None
 
     def add(self, start: int, values: Tensor) -> None:
@@ -150,11 +156,11 @@ class _Gatherer:
         """What was kept, after the last plane."""
         self._pending = pad(self._pending, (0, -self._pending.shape[2] % BLOCK_EDGE), value=float(FORGOTTEN))
         self._decide(last=True)
-        return LabelLogits(tuple(self._layers), self._above)
+        return LabelLogits(self._numbers, tuple(self._blocks), self._above)
 
     def _decide(self, *, last: bool = False) -> None:
         layers = self._pending.shape[2] // BLOCK_EDGE
-        below = min(len(self._layers), 1)
+        below = min(len(self._blocks), 1)
         whole = self._pending[:, :, : layers * BLOCK_EDGE].contiguous()
         by_block = _blocks(whole)
         known = self._some_above.shape[-1] - below if self._some_above.numel() else 0
@@ -181,10 +187,11 @@ class _Gatherer:
         blocks: Float32 = _take(pending, kept).cpu().numpy()
         first = 0
         for is_kept, is_inside in zip(kept.cpu().numpy(), inside.permute(2, 0, 1).cpu().numpy(), strict=True):
-            numbers = np.where(is_inside, np.int32(_INSIDE_BLOCK), np.int32(_FORGOTTEN_BLOCK))
+            numbers = self._numbers[len(self._blocks)]
+            numbers[:] = np.where(is_inside, np.int32(_INSIDE_BLOCK), np.int32(_FORGOTTEN_BLOCK))
             count = int(np.count_nonzero(is_kept))
             numbers[is_kept] = np.arange(count)
-            self._layers.append(Layer(numbers, self._spool.put(blocks[first : first + count])))
+            self._blocks.append(self._spool.put(blocks[first : first + count]))
             first += count
 
 

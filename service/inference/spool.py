@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from math import prod
+from mmap import mmap
 from pathlib import Path
 from typing import IO
 
@@ -32,10 +33,15 @@ class Spool:
         self._file: IO[bytes] | None = None
 
     def put(self, values: Float32) -> Callable[[], Float32]:
-        """Keep the values. Raises OSError when the disk is full."""
+        """Keep a copy of the values. Raises OSError when the disk is full."""
+        if not values.size:
+            shape = values.shape
+            return lambda: np.empty(shape, np.float32)
         if values.nbytes <= self._free:
             self._free -= values.nbytes
-            return lambda: values
+            memory = mmap(-1, values.nbytes)  # pages of its own, which go back to the system with the last reader
+            _in_memory(memory, values.shape)[:] = values
+            return partial(_in_memory, memory, values.shape)
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  # closed with the spool
             weakref.finalize(self, self._file.close)
@@ -46,3 +52,7 @@ class Spool:
     def _read(self, file: IO[bytes], start: int, shape: tuple[int, ...]) -> Float32:
         file.seek(start)
         return np.fromfile(file, np.float32, count=prod(shape)).reshape(shape)
+
+
+def _in_memory(memory: mmap, shape: tuple[int, ...]) -> Float32:
+    return np.frombuffer(memory, np.float32).reshape(shape)

@@ -1,5 +1,7 @@
 """Logits in little memory: what is forgotten changes no mask, and most is."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,4 +152,39 @@ def test_most_of_a_long_scan_is_forgotten(tiny_model: Model) -> None:
 
 
 def bytes_of(logits: Logits) -> int:
-    return sum(layer.blocks().nbytes for kept in logits.kept.values() for layer in kept.layers)
+    return sum(blocks().nbytes for kept in logits.kept.values() for blocks in kept.blocks)
+
+
+GROWTH = """
+from pathlib import Path
+import torch
+from service.inference.bundle import open_bundle
+from service.inference.logits import Slab, gather_logits
+from tests.inference.test_logits import grid_of, resident_mib
+
+shape, planes, slabs = (232, 172), 96, 16
+labels = open_bundle(Path(BUNDLE)).manifest.labels
+said = []
+
+def all_of_them():
+    values = torch.full((len(labels), *shape, planes), -1.0)
+    values[:, 100:120, 60:80, 30:60] = 1.0
+    for number in range(slabs):
+        yield Slab(number * planes, values)
+        said.append(resident_mib())
+
+gather_logits(all_of_them(), labels, 1, grid_of((*shape, slabs * planes), 1))
+print(said[-1] - said[1])
+"""
+
+
+def test_a_scan_takes_hardly_more_memory_the_longer_it_is(tiny_path: Path) -> None:
+    """Arrays of 15 MB come and go with each label and slab, and small ones last: they must not lie in between."""
+    script = GROWTH.replace("BUNDLE", repr(str(tiny_path)))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 250  # it was 700 to 820 when they did, and is 20 to 80; 20 of it are numbers and blocks
+
+
+def resident_mib() -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1024

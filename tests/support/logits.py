@@ -26,7 +26,8 @@ class Everything(LabelLogits):
 def whole_logits(values: Float32, labels: tuple[Label, ...], stride: int, grid: ModelGrid) -> Logits:
     """Logits (C, X, Y, Z) of a whole scan, all of them kept."""
     kept = (
-        Everything((), bounding_box(of > logit(label.threshold)), of) for of, label in zip(values, labels, strict=True)
+        Everything(np.empty((0, 0, 0), np.int32), (), bounding_box(of > logit(label.threshold)), of)
+        for of, label in zip(values, labels, strict=True)
     )
     return Logits(labels, stride, grid, dict(enumerate(kept)))
 
