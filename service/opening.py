@@ -1,6 +1,6 @@
-"""The quick start of a process that segments one study and ends: of a short scan's seconds a third are before it.
+"""The quick start of a process that segments a study or a few and ends: for a short scan it is much of the whole.
 
-Measured by the whole process of `benchmarks/pipeline.py`. A worker, which opens a model once, imports as usual.
+`benchmarks/pipeline.py` starts so, too. A worker, which opens a model once, imports as usual.
 """
 
 from __future__ import annotations

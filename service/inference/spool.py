@@ -33,7 +33,7 @@ class Spool:
         self._file: IO[bytes] | None = None
 
     def put(self, values: Float32) -> Callable[[], Float32]:
-        """Keep a copy of the values. Raises OSError when the disk is full."""
+        """Keep a copy of the values. Raises OSError when the disk, or memory, is full."""
         if not values.size:
             shape = values.shape
             return lambda: np.empty(shape, np.float32)
