@@ -5,8 +5,10 @@ modalities and PACS can reach.
 """
 
 import shutil
+import socket
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -34,6 +36,7 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import, from a table
+from pynetdicom.transport import ThreadedAssociationServer
 
 from service.errors import StudyClosed, UploadTooLarge, VisceraError
 from service.exchange.head import identify
@@ -68,6 +71,7 @@ NOT_UNDERSTOOD: Final = 0xC000
 
 MAX_ASSOCIATIONS: Final = 20
 SILENCE_SECONDS: Final = 60.0
+ENDING_SECONDS: Final = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +82,7 @@ class StoreProvider:
     def __init__(self, settings: Settings, intake: Intake) -> None:
         self._settings = settings
         self._intake = intake
+        self._server: ThreadedAssociationServer | None = None
         self._scratch: Path | None = None
         self._received: WeakKeyDictionary[Association, int] = WeakKeyDictionary()
         self._entity = AE(ae_title=settings.ae_title)
@@ -103,17 +108,20 @@ class StoreProvider:
             (evt.EVT_ACCEPTED, lambda event: log.info("association.accepted", caller=event.assoc.requestor.ae_title)),
             (evt.EVT_REJECTED, lambda event: log.warning("association.rejected")),
         ]
-        server = self._entity.start_server(
+        self._server = self._entity.start_server(
             (self._settings.scp_host, self._settings.scp_port), block=False, evt_handlers=handlers
         )
-        assert server is not None
-        port = int(server.server_address[1])
+        assert self._server is not None
+        port = int(self._server.server_address[1])
         self._begin_scratch(self._settings.data_dir / f"scp-{port}")
         return port
 
     def stop(self) -> None:
-        """End every association and listen no longer."""
-        self._entity.shutdown()
+        """Listen no longer and end every association."""
+        if self._server is not None:
+            self._server.shutdown()
+        for association in self._entity.active_associations:
+            _end(association)
         tempfile.tempdir = None
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -173,3 +181,16 @@ class StoreProvider:
             with self._intake.instance(job) as target:
                 shutil.copyfileobj(source, target, LONGEST_HEAD_BYTES)
         return SUCCESS
+
+
+def _end(association: Association) -> None:
+    """Abort what is established. Elsewhere the connection ends: before a request and after a refusal there is no
+    A-ABORT request (PS3.8, table 9-10: Evt15 in Sta2 and Sta13), and pynetdicom's thread would fail of one."""
+    if association.is_established:
+        association.abort()
+        return
+    connection = association.dul.socket
+    if connection is not None and connection.socket is not None:
+        with suppress(OSError):  # the peer was quicker
+            connection.socket.shutdown(socket.SHUT_RDWR)
+    association.join(ENDING_SECONDS)

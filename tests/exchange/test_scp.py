@@ -3,10 +3,11 @@
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,12 @@ import pydicom
 import pytest
 from pydicom.uid import UID, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 from pynetdicom import AE, _config
+from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import (
+    A_ASSOCIATE,
+    ImplementationClassUIDNotification,
+    MaximumLengthNotification,
+)
 from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verification
 
 from service.catalog import Catalog
@@ -114,6 +121,32 @@ def test_whoever_is_not_named_cannot_associate(tmp_path: Path, titles: dict[str,
     with receiving(tmp_path) as receiver:
         assert send(receiver.port, write_ct_series(tmp_path / "ct"), **titles) == []
         assert receiver.store.list() == []
+
+
+def test_the_end_hangs_up_on_whoever_was_refused_or_never_spoke(tmp_path: Path):
+    # a thread that fails fails the test: warnings are errors
+    entity = AE(ae_title="STRANGER")
+    entity.add_requested_context(Verification)
+    context = entity.requested_contexts[0]
+    context.context_id = 1
+    request = A_ASSOCIATE()
+    request.calling_ae_title, request.called_ae_title = "STRANGER", "VISCERA"
+    request.application_context_name = UID("1.2.840.10008.3.1.1.1")
+    request.presentation_context_definition_list = [context]
+    longest, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
+    implementation.implementation_class_uid = UID("1.2.3")
+    request.user_information = [longest, implementation]
+    pdu = A_ASSOCIATE_RQ()
+    pdu.from_primitive(request)
+    with ExitStack() as callers:
+        with receiving(tmp_path) as receiver:
+            refused, silent = (
+                callers.enter_context(socket.create_connection(("127.0.0.1", receiver.port), 30)) for _ in range(2)
+            )
+            refused.sendall(pdu.encode())
+            assert refused.recv(1) == b"\x03", "A-ASSOCIATE-RJ"
+        assert len(refused.recv(100)) == 9, "the rest of the A-ASSOCIATE-RJ"
+        assert [refused.recv(1), silent.recv(1)] == [b"", b""], "hung up, without being asked"
 
 
 @pytest.mark.parametrize(
