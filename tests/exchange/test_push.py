@@ -110,7 +110,9 @@ def node(store: Callable[[evt.Event], int], *, knows: list[str]) -> Iterator[dic
     try:
         yield {"ae_title": "NODE", "host": "127.0.0.1", "port": server.server_address[1]}
     finally:
-        entity.shutdown()
+        server.shutdown()
+        for association in entity.active_associations:  # the sender has released them, or was refused
+            association.join(30)
 
 
 @pytest.mark.parametrize(
