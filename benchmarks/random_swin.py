@@ -35,7 +35,7 @@ def random_swin(folder: Path, *, precisions: Sequence[str] = (FP32.name,), finds
     """The paper's Swin UNETR with every label at random, written into `folder`; minutes of computing.
 
     It offers all `precisions`, whatever their masks are: those of random weights are all surface, and no precision but
-    fp32 agrees on them. With `finds_nothing` no logit comes near a threshold, and masks are empty.
+    fp32 agrees on them. With `finds_nothing` no logit comes near a threshold, and masks are empty: nothing to agree on.
     """
     torch.manual_seed(0)
     model = UniversalModel(read_recipe("paper_swin_unetr").model, torch.randn(len(LABELS), TEXT_CHANNELS) * 0.4)
@@ -51,7 +51,7 @@ def random_swin(folder: Path, *, precisions: Sequence[str] = (FP32.name,), finds
     checkpoint = folder / "model.pt"
     save_checkpoint(checkpoint, model.eval(), label_names=names, text=text, training={"data": "nothing: random signs"})
     offered = [
-        precision if precision is FP32 else replace(precision, least_dice=0.0)
+        precision if precision is FP32 else replace(precision, least_dice=None)
         for precision in precisions_of(precisions)
     ]
     bundle = write_bundle(
