@@ -127,7 +127,8 @@ class Chaos:
             # Stopped beside each other, and before the table is closed.
             opened.callback(lambda: _all_at_once([worker.stop for worker in workers]))
             sweeper = opened.enter_context(_sweeper_process(self.settings))
-            wait_until(lambda: len(store.workers()) == self.plan.workers, what="the workers' start")
+            everyone = self.plan.workers * self.settings.jobs_at_once
+            wait_until(lambda: len(store.workers()) == everyone, what="the workers' start")
             url = opened.enter_context(live_server(create_app(self.settings)))
             with ThreadPoolExecutor(self.plan.clients + 1) as pool:
                 clients = [pool.submit(self._client, url, number) for number in range(self.plan.clients)]
