@@ -75,7 +75,11 @@ class Settings(BaseSettings):
         default_factory=lambda: user_cache_path("viscera") / "tensorrt",
         description="Folder for what TensorRT compiles, in minutes and for one kind of GPU.",
     )
-    precision: str = Field(default="fp32", description="Precision of the backbone, one of those that the models offer.")
+    precision: str = Field(
+        default="fp32",
+        description="Precision of the backbone: one of those that the models offer, or `auto`: the fastest of them "
+        "that the machine computes in.",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the inference engine; unset: all cores of the machine."
     )

@@ -114,7 +114,10 @@ def segment_command(
     seg_type: SegTypeOption = SegType.BINARY,
     deidentify: DeidentifyOption = False,
     engine: Annotated[str | None, typer.Option(help="auto, cuda, tensorrt, openvino or onnxruntime.")] = None,
-    precision: Annotated[str | None, typer.Option(help="A precision that the bundle offers: fp32, fp16, bf16.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="A precision that the bundle offers (fp32, fp16, bf16), or auto: the fastest here."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Segment studies here and now, without a service."""

@@ -123,7 +123,7 @@ def check_gpu(settings: Settings) -> Iterator[Check]:
     asked = [EngineName(settings.engine)] if settings.engine in GPU_ENGINES else [EngineName.CUDA]
     for name in asked:
         try:
-            open_engine(
+            opened = open_engine(
                 bundle,
                 name,
                 precision=settings.precision,
@@ -135,7 +135,7 @@ def check_gpu(settings: Settings) -> Iterator[Check]:
             remedy = "Mend it, or set VISCERA_ENGINE to auto." if needed else ""
             yield Check("gpu", Verdict.MISSING if needed else Verdict.NOTE, error.detail, remedy)
         else:
-            yield Check("gpu", Verdict.OK, f"{name} runs {bundle.manifest.name} in {settings.precision}")
+            yield Check("gpu", Verdict.OK, f"{name} runs {bundle.manifest.name} in {opened.precision}")
 
 
 def _openvino() -> Iterator[str]:
@@ -236,7 +236,9 @@ def check_default_model(settings: Settings) -> Iterator[Check]:
     except ImportError as error:
         yield Check("default model", Verdict.MISSING, f"cannot be opened ({error})", "Install what is missing above.")
     else:
-        yield Check("default model", Verdict.OK, f"{entry.id}, self-test passed with {model.predictor.engine.name}")
+        used = model.predictor.engine
+        detail = f"{entry.id}, self-test passed with {used.name} in {used.precision}"
+        yield Check("default model", Verdict.OK, detail)
         yield from _faster_precision(entry.path, model, settings.threads)
 
 

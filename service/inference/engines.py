@@ -23,6 +23,8 @@ from service.inference.manifest import Precision
 
 Float32 = NDArray[np.float32]
 DEFAULT_PRECISION = "fp32"
+AUTO_PRECISION = "auto"
+"""The fastest that the bundle offers and this machine computes in."""
 
 
 class EngineName(StrEnum):
@@ -173,6 +175,7 @@ def open_engine(
 ) -> Engine:
     """An engine for the bundle's backbone of that precision; with `auto` the first that the bundle offers it for.
 
+    The precision `auto` is the fastest of an engine: fp16 on a GPU, bf16 on processors that compute in it, else fp32.
     `cache` is the folder for what TensorRT compiles, by default in the user's cache; `auto` is what `auto` tries.
 
     Raises PrecisionNotOffered when the bundle lacks the precision, or offers it for other engines only.
@@ -181,23 +184,38 @@ def open_engine(
     """
     if name not in list(EngineName):
         raise EngineUnavailable(f"There is no engine {name}; choose {', '.join(EngineName)}.")
-    chosen = bundle.precision(precision)
     asked = auto if name == EngineName.AUTO else (EngineName(name),)
-    candidates = [engine for engine in asked if is_offered(chosen, engine)]
+    candidates = [(engine, chosen) for engine in asked for chosen in _precisions(bundle, engine, precision)]
     if not candidates:
         raise PrecisionNotOffered(
             f"{bundle.manifest.name} does not offer {precision} for {name}; it offers {bundle.offer}."
         )
     reasons: list[str] = []
-    for candidate in candidates:
+    for engine, chosen in candidates:
         try:
-            return _open(candidate, bundle, chosen, threads, cache)
+            return _open(engine, bundle, chosen, threads, cache)
         except ImportError:
-            extra = "gpu" if candidate in GPU_ENGINES else "cpu"
-            reasons.append(f"{candidate} is not installed (pip install 'viscera[{extra}]')")
+            extra = "gpu" if engine in GPU_ENGINES else "cpu"
+            reasons.append(f"{engine} is not installed (pip install 'viscera[{extra}]')")
         except Exception as error:  # noqa: BLE001  # the engines publish no common exception type
-            reasons.append(f"{candidate} cannot run {precision} ({first_line(error)})")
-    raise EngineUnavailable(f"{'; '.join(reasons)}. {bundle.manifest.name} offers {bundle.offer}.")
+            reasons.append(f"{engine} cannot run {chosen.name} ({first_line(error)})")
+    raise EngineUnavailable(f"{'; '.join(dict.fromkeys(reasons))}. {bundle.manifest.name} offers {bundle.offer}.")
+
+
+def _precisions(bundle: Bundle, engine: EngineName, asked: str) -> list[Precision]:
+    """Those to try with the engine, as far as the bundle offers them for it; PrecisionNotOffered when it has none such.
+
+    On a GPU fp16 is faster, on a CPU only what an engine is hinted to compute in.
+    """
+    if asked != AUTO_PRECISION:
+        chosen = bundle.precision(asked)
+        return [chosen] if is_offered(chosen, engine) else []
+    faster = [
+        precision
+        for precision in bundle.manifest.precisions
+        if precision.name != DEFAULT_PRECISION and (engine in GPU_ENGINES or precision.hint is not None)
+    ]
+    return [chosen for chosen in (*faster, bundle.precision(DEFAULT_PRECISION)) if is_offered(chosen, engine)]
 
 
 def is_offered(precision: Precision, engine: EngineName) -> bool:

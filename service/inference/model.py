@@ -56,8 +56,8 @@ def load_bundle(
 ) -> Model:
     """Open the bundle at `path` (None: the default one) and its engine, and run the self-test.
 
-    `precision` is one that the bundle offers. `threads` bounds the engine and, for this whole process, torch; None
-    leaves both alone. `engine_cache` is the folder for what TensorRT compiles; None: in the user's cache.
+    `precision` is one that the bundle offers, or `auto`. `threads` bounds the engine and, for this whole process,
+    torch; None leaves both alone. `engine_cache` is the folder for what TensorRT compiles; None: in the user's cache.
     Raises what open_bundle and open_engine raise, and SelfTestFailed.
     """
     if threads is not None:

@@ -33,7 +33,7 @@ def test_a_sound_installation_has_everything(tiny: Path, settings):
     result = run(app, ["doctor"])
 
     assert result.exit_code == 0, result.output
-    assert "viscera-tiny-1.0.0, self-test passed" in result.output
+    assert "viscera-tiny-1.0.0, self-test passed with openvino in fp32" in result.output
     assert "Everything needed is here." in result.output
 
 

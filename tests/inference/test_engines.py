@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from service.errors import EngineUnavailable, PrecisionNotOffered
-from service.inference import norms, winograd
+from service.inference import engines, norms, winograd
 from service.inference.bundle import Bundle
-from service.inference.engines import EngineName, OnnxRuntimeEngine, OpenVINOEngine, open_engine
+from service.inference.engines import Engine, EngineName, OnnxRuntimeEngine, OpenVINOEngine, open_engine
 from service.inference.manifest import Parity, Precision
 
 BOTH = [EngineName.OPENVINO, EngineName.ONNXRUNTIME]
@@ -122,6 +122,14 @@ def with_bf16(bundle: Bundle, *engines: str) -> Bundle:
     return replace(bundle, manifest=bundle.manifest.model_copy(update={"precisions": precisions}))
 
 
+def with_fp16(bundle: Bundle) -> Bundle:
+    """The bundle, offering fp16 on the engines of a CPU too."""
+    parity = tuple(Parity(engine=name, max_relative_error=0.01, tolerance=None) for name in BOTH)
+    fp16 = Precision(name="fp16", file="backbone.onnx", parity=parity)
+    precisions = (*bundle.manifest.precisions, fp16)
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"precisions": precisions}))
+
+
 class _Processor(openvino.Core):
     """A processor of one's choice."""
 
@@ -185,6 +193,35 @@ def test_a_processor_that_does_not_compute_in_bf16_is_told_what_else_there_is(
     monkeypatch.setattr(openvino, "Core", _Processor)
     with pytest.raises(EngineUnavailable, match=r"this processor does not compute in bf16.*offers fp32 \(onnxruntime"):
         open_engine(with_bf16(tiny_bundle, "openvino"), name, precision="bf16")
+
+
+@pytest.mark.parametrize("name", ["auto", "openvino"])
+@pytest.mark.parametrize(("capabilities", "fastest"), [(("FP32", "BF16"), "bf16"), (("FP32",), "fp32")])
+def test_the_automatic_precision_is_the_fastest_of_the_processor(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, capabilities: tuple[str, ...], fastest: str
+) -> None:
+    monkeypatch.setattr(_Processor, "capabilities", capabilities)
+    monkeypatch.setattr(openvino, "Core", _Processor)
+    monkeypatch.setattr(_Processor, "compile_model", lambda *_: None)
+    engine = open_engine(with_fp16(with_bf16(tiny_bundle, "openvino")), name, precision="auto")
+    assert (engine.name, engine.precision) == ("openvino", fastest)
+
+
+def test_the_automatic_precision_is_fp16_on_a_gpu_that_can_and_fp32_elsewhere(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def cuda(name: str, _backbone: bytes, precision: Precision, *_: object) -> Engine:
+        tried.append(precision.name)
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(engines, "cuda_engine", cuda)
+    bundle = with_fp16(with_bf16(tiny_bundle, "openvino"))
+    with pytest.raises(EngineUnavailable, match=r"cuda cannot run fp16 .*; cuda cannot run fp32 "):
+        open_engine(bundle, "cuda", precision="auto")
+    assert tried == ["fp16", "fp32"]
+    assert open_engine(bundle, "onnxruntime", precision="auto").precision == "fp32"
 
 
 def test_onnxruntime_is_never_hinted(tiny_bundle: Bundle) -> None:
