@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final, cast
 
-import contourpy
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataelem import DataElement
@@ -169,6 +168,8 @@ def outlines(plane: NDArray[np.bool_], structure: Structure) -> Iterator[Outline
 
     Filled by parity at the voxels' centres they are the plane again.
     """
+    import contourpy  # here: an eighth of a second, which every start would take for what few ask for
+
     corner = np.array([structure.box[0].start - 1, structure.box[1].start - 1])
     padded = np.pad(plane, 1).astype(np.float64)
     tracer = contourpy.contour_generator(z=padded, name="serial", fill_type=contourpy.FillType.OuterOffset)
