@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pydicom
 import pytest
 from pydicom.uid import UID, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 from pynetdicom import AE, _config
+from pynetdicom.association import Association
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import (
     A_ASSOCIATE,
@@ -32,6 +34,7 @@ from service.settings import Settings
 from service.storage import LocalStorage
 from tests.support.bucket import keys, new_bucket, s3_server, use_server
 from tests.support.dicom_series import body_hu, write_ct_series
+from tests.support.jobs import wait_until
 from tests.support.orthanc import running_orthanc
 
 CALLER = "CT1"
@@ -123,6 +126,12 @@ def test_whoever_is_not_named_cannot_associate(tmp_path: Path, titles: dict[str,
         assert receiver.store.list() == []
 
 
+def associations_of(receiver: Receiver) -> int:
+    """How many it has; pynetdicom gives each a thread."""
+    threads = (thread for thread in threading.enumerate() if isinstance(thread, Association))
+    return sum(thread.is_acceptor and thread.acceptor.port == receiver.port for thread in threads)
+
+
 def test_the_end_hangs_up_on_whoever_was_refused_or_never_spoke(tmp_path: Path):
     # a thread that fails fails the test: warnings are errors
     entity = AE(ae_title="STRANGER")
@@ -140,11 +149,12 @@ def test_the_end_hangs_up_on_whoever_was_refused_or_never_spoke(tmp_path: Path):
     pdu.from_primitive(request)
     with ExitStack() as callers:
         with receiving(tmp_path) as receiver:
-            refused, silent = (
+            silent, refused = (
                 callers.enter_context(socket.create_connection(("127.0.0.1", receiver.port), 30)) for _ in range(2)
             )
             refused.sendall(pdu.encode())
             assert refused.recv(1) == b"\x03", "A-ASSOCIATE-RJ"
+            wait_until(lambda: associations_of(receiver) == 2)
         assert len(refused.recv(100)) == 9, "the rest of the A-ASSOCIATE-RJ"
         assert [refused.recv(1), silent.recv(1)] == [b"", b""], "hung up, without being asked"
 
