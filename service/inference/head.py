@@ -6,6 +6,8 @@ A label's 153 parameters lie in the order  w1 64 | w2 64 | w3 8 | b1 8 | b2 8 | 
 Axes in names: B window, C label, V voxel.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,10 @@ CHANNELS = 8
 _SIZES = (CHANNELS * CHANNELS, CHANNELS * CHANNELS, CHANNELS, CHANNELS, CHANNELS, 1)
 PARAMETERS_PER_LABEL = sum(_SIZES)  # 153
 
-# Measured on two cores: smaller blocks pay for calls, larger ones leave the cache. A GPU needs more to be busy.
-_BLOCK_VOXELS = {"cpu": 4096, "cuda": 65536}
+# A block's hidden layers are 1 KB for each voxel and label. Where a core's level-2 cache holds half of those of 32 labels,
+# small blocks pay; elsewhere larger ones, for fewer calls (measured on two cores). A GPU needs more to be busy.
+_BLOCK_VOXELS, _SMALL_BLOCK_VOXELS, _BUSY_BLOCK_VOXELS = 4096, 2048, 65536
+_LARGE_CACHE_BYTES = 2 * 1024**2
 
 
 def head_params(pooled: Tensor, w_image: Tensor, k: Tensor) -> Tensor:
@@ -34,17 +38,30 @@ def head_logits(features: Tensor, params: Tensor, into: Tensor | None = None) ->
     w1, w2, w3, b1, b2, b3 = torch.split(params, list(_SIZES), dim=1)
     w1_CFF, w2_CFF = w1.reshape(labels, CHANNELS, CHANNELS), w2.reshape(labels, CHANNELS, CHANNELS)
     w3_C1F = w3.reshape(labels, 1, CHANNELS)
-    b1_CF1, b2_CF1, b3_C11 = b1[:, :, None], b2[:, :, None], b3[:, :, None]
+    # relu(w x + b) is max(w x, -b) + b, and what is added last goes through the next layer beforehand. So a product is
+    # written once: with a shift of its own, memory would be filled with that first.
+    b1_CF1 = b1[:, :, None]
+    b2_CF1 = torch.baddbmm(b2[:, :, None], w2_CFF, b1_CF1)
+    b3_C11 = torch.baddbmm(b3[:, :, None], w3_C1F, b2_CF1)
+    least1_CF1, least2_CF1 = -b1_CF1, -b2_CF1
 
     logits = features.new_empty((labels, voxels)) if into is None else into
-    step = min(_BLOCK_VOXELS[features.device.type], voxels)
+    step = min(_block_voxels(features.device.type), voxels)
     # One pair for all blocks: memory that is new is cleared first, which takes as long as the products.
     first_CFV, second_CFV = features.new_empty((2, labels, CHANNELS, step))
     for start in range(0, voxels, step):
         # All labels read the same features, and still a product per label is twice as fast as one of 8 x C rows.
         block_CFV = features[:, start : start + step].expand(labels, -1, -1)
-        size = block_CFV.shape[2]
-        hidden = torch.baddbmm(b1_CF1, w1_CFF, block_CFV, out=first_CFV[:, :, :size]).relu_()
-        hidden = torch.baddbmm(b2_CF1, w2_CFF, hidden, out=second_CFV[:, :, :size]).relu_()
-        logits[:, start : start + size] = torch.baddbmm(b3_C11, w3_C1F, hidden)[:, 0]
+        first, second = (hidden[:, :, : block_CFV.shape[2]] for hidden in (first_CFV, second_CFV))
+        torch.maximum(torch.bmm(w1_CFF, block_CFV, out=first), least1_CF1, out=first)
+        torch.maximum(torch.bmm(w2_CFF, first, out=second), least2_CF1, out=second)
+        logits[:, start : start + step] = torch.baddbmm(b3_C11, w3_C1F, second)[:, 0]
     return logits
+
+
+@cache
+def _block_voxels(device: str) -> int:
+    if device != "cpu":
+        return _BUSY_BLOCK_VOXELS
+    large = torch.cpu.get_capabilities().get("l2_cache_size", 0) >= _LARGE_CACHE_BYTES
+    return _SMALL_BLOCK_VOXELS if large else _BLOCK_VOXELS

@@ -29,7 +29,7 @@ def test_one_voxel_by_hand() -> None:
 
 def test_parity_with_features_repeated_and_grouped_convolutions() -> None:
     generator = torch.Generator().manual_seed(0)
-    labels, size = 5, (23, 24, 25)  # 13800 voxels: four blocks, the last not full
+    labels, size = 5, (23, 24, 25)  # 13800 voxels: some blocks, the last not full
     features = torch.randn((8, *size), generator=generator)
     params = torch.randn((labels, PARAMETERS_PER_LABEL), generator=generator)
 
