@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     precision: str = Field(
         default="fp32",
         description="Precision of the backbone: one of those that the models offer, or `auto`: the fastest of them "
-        "that the machine computes in.",
+        "on the machine.",
     )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the inference engine; unset: all cores of the machine."

@@ -24,7 +24,7 @@ from service.inference.manifest import Precision
 Float32 = NDArray[np.float32]
 DEFAULT_PRECISION = "fp32"
 AUTO_PRECISION = "auto"
-"""The fastest that the bundle offers and this machine computes in."""
+"""The fastest that the bundle offers on this machine."""
 
 
 class EngineName(StrEnum):
@@ -175,7 +175,7 @@ def open_engine(
 ) -> Engine:
     """An engine for the bundle's backbone of that precision; with `auto` the first that the bundle offers it for.
 
-    The precision `auto` is the fastest of an engine: fp16 on a GPU, bf16 on processors that compute in it, else fp32.
+    The precision `auto` is the fastest of an engine: fp16 on a GPU, bf16 where the processor gains from it, else fp32.
     `cache` is the folder for what TensorRT compiles, by default in the user's cache; `auto` is what `auto` tries.
 
     Raises PrecisionNotOffered when the bundle lacks the precision, or offers it for other engines only.
@@ -205,7 +205,8 @@ def open_engine(
 def _precisions(bundle: Bundle, engine: EngineName, asked: str) -> list[Precision]:
     """Those to try with the engine, as far as the bundle offers them for it; PrecisionNotOffered when it has none such.
 
-    On a GPU fp16 is faster, on a CPU only what an engine is hinted to compute in.
+    On a GPU fp16 is faster, on a CPU only what an engine is hinted to compute in: bfloat16, and that not on each that
+    has it.
     """
     if asked != AUTO_PRECISION:
         chosen = bundle.precision(asked)
@@ -213,9 +214,18 @@ def _precisions(bundle: Bundle, engine: EngineName, asked: str) -> list[Precisio
     faster = [
         precision
         for precision in bundle.manifest.precisions
-        if precision.name != DEFAULT_PRECISION and (engine in GPU_ENGINES or precision.hint is not None)
+        if precision.name != DEFAULT_PRECISION
+        and (engine in GPU_ENGINES or (precision.hint is not None and _bfloat16_is_faster()))
     ]
     return [chosen for chosen in (*faster, bundle.precision(DEFAULT_PRECISION)) if is_offered(chosen, engine)]
+
+
+def _bfloat16_is_faster() -> bool:
+    """Whether the processor multiplies faster in bfloat16 than in float32. Intel's since Sapphire Rapids do so with AMX
+    alone, which virtual machines may lack: their AVX-512 takes twice as long (measured)."""
+    has = torch.cpu.get_capabilities()
+    halved = has.get("avx512_fp16") and "AMD" not in has.get("cpu_name", "")
+    return bool(has.get("amx_bf16") or has.get("bf16") or (has.get("avx512_bf16") and not halved))
 
 
 def is_offered(precision: Precision, engine: EngineName) -> bool:

@@ -15,8 +15,9 @@ CHANNELS = 8
 _SIZES = (CHANNELS * CHANNELS, CHANNELS * CHANNELS, CHANNELS, CHANNELS, CHANNELS, 1)
 PARAMETERS_PER_LABEL = sum(_SIZES)  # 153
 
-# A block's hidden layers are 1 KB for each voxel and label. Where a core's level-2 cache holds half of those of 32 labels,
-# small blocks pay; elsewhere larger ones, for fewer calls (measured on two cores). A GPU needs more to be busy.
+# Hidden layers are 64 bytes for each voxel and label. Two cores with level-2 caches of 2 MB hold those of 2048 voxels
+# and 32 labels; where caches are smaller, larger blocks pay, for fewer calls (measured on two cores), and on a GPU
+# larger ones still, which keep it busy.
 _BLOCK_VOXELS, _SMALL_BLOCK_VOXELS, _BUSY_BLOCK_VOXELS = 4096, 2048, 65536
 _LARGE_CACHE_BYTES = 2 * 1024**2
 

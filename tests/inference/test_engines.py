@@ -196,13 +196,22 @@ def test_a_processor_that_does_not_compute_in_bf16_is_told_what_else_there_is(
 
 
 @pytest.mark.parametrize("name", ["auto", "openvino"])
-@pytest.mark.parametrize(("capabilities", "fastest"), [(("FP32", "BF16"), "bf16"), (("FP32",), "fp32")])
+@pytest.mark.parametrize(
+    ("processor", "fastest"),
+    [
+        ({"avx2": True}, "fp32"),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, "bf16"),
+        ({"avx512_bf16": True, "avx512_fp16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, "bf16"),
+        ({"avx512_bf16": True, "avx512_fp16": True, "amx_bf16": False, "cpu_name": "Intel Xeon"}, "fp32"),
+    ],
+)
 def test_the_automatic_precision_is_the_fastest_of_the_processor(
-    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, capabilities: tuple[str, ...], fastest: str
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, processor: dict[str, bool | str], fastest: str
 ) -> None:
-    monkeypatch.setattr(_Processor, "capabilities", capabilities)
+    monkeypatch.setattr(_Processor, "capabilities", ("FP32", "BF16") if "avx512_bf16" in processor else ("FP32",))
     monkeypatch.setattr(openvino, "Core", _Processor)
     monkeypatch.setattr(_Processor, "compile_model", lambda *_: None)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     engine = open_engine(with_fp16(with_bf16(tiny_bundle, "openvino")), name, precision="auto")
     assert (engine.name, engine.precision) == ("openvino", fastest)
 
