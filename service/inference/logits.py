@@ -144,13 +144,38 @@ class _Gatherer:
 
     def add(self, start: int, values: Tensor) -> None:
         """Planes (X, Y, planes) from z = `start` on."""
-        x, y, _ = values.shape
-        padded = pad(values, (0, 0, 0, -y % BLOCK_EDGE, 0, -x % BLOCK_EDGE), value=float(FORGOTTEN))
-        found = _box_above(padded, self._cut)
+        found = _box_above(values, self._cut)
         if found is not None:
             self._above = _around(self._above, (found[0], found[1], _moved(found[2], start)))
+        elif self._nothing_near():
+            values = self._passed_by(values)
+        x, y, _ = values.shape
+        padded = pad(values, (0, 0, 0, -y % BLOCK_EDGE, 0, -x % BLOCK_EDGE), value=float(FORGOTTEN))
         self._pending = _on_top(self._pending, padded)
         self._decide()
+
+    def _nothing_near(self) -> bool:
+        """Whether nothing that is pending, nor the layer below it, has a voxel above the threshold."""
+        return self._above is None or self._above[2].stop <= (len(self._blocks) - 1) * BLOCK_EDGE
+
+    def _passed_by(self, values: Tensor) -> Tensor:
+        """Forget all layers but the topmost, which the next planes may lie near; the planes that are left of `values`.
+
+        Neither they nor what is pending have a voxel above the threshold. Most labels are nowhere in most of a scan.
+        """
+        pending = self._pending.shape[-1]
+        layers = max((pending + values.shape[2]) // BLOCK_EDGE - 1, 0)
+        if not layers:
+            return values
+        nothing = np.empty((0, BLOCK_EDGE, BLOCK_EDGE, BLOCK_EDGE), np.float32)
+        for _ in range(layers):
+            self._numbers[len(self._blocks)] = _FORGOTTEN_BLOCK
+            self._blocks.append(self._spool.put(nothing))
+        below = torch.zeros((*self._numbers.shape[1:], 1), dtype=torch.bool, device=values.device)
+        self._some_above, self._all_above = below, below
+        forgotten = layers * BLOCK_EDGE
+        self._pending = self._pending[..., forgotten:].clone()
+        return values[:, :, max(forgotten - pending, 0) :]
 
     def finish(self) -> LabelLogits:
         """What was kept, after the last plane."""
@@ -221,11 +246,11 @@ def _beside(blocks: Tensor) -> Tensor:
 
 def _box_above(values: Tensor, cut: float) -> Box | None:
     """The smallest box that holds every voxel above the cut; None without any."""
-    over_x, over_y = values.amax(0), values.amax(1)
-    highest = torch.cat([over_y.amax(1), over_x.amax(1), over_x.amax(0)])
-    hits = np.split((highest > cut).cpu().numpy(), np.cumsum(values.shape[:2]))
-    if not hits[0].any():
+    over_x = values.amax(0)
+    if not bool((over_x > cut).any()):
         return None
+    highest = torch.cat([values.amax((1, 2)), over_x.amax(1), over_x.amax(0)])
+    hits = np.split((highest > cut).cpu().numpy(), np.cumsum(values.shape[:2]))
     x, y, z = (slice(int(hit.argmax()), len(hit) - int(hit[::-1].argmax())) for hit in hits)
     return x, y, z
 

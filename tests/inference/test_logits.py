@@ -142,6 +142,26 @@ def test_nothing_above_keeps_nothing(tiny_model: Model) -> None:
     assert bytes_of(logits) == 0
 
 
+@pytest.mark.parametrize("heights", [[1], [2], [3], [4], [5, 11], [8], [13], [24, 1]])
+def test_what_is_kept_does_not_depend_on_how_the_scan_is_cut(tiny_model: Model, heights: list[int]) -> None:
+    """Islands with nothing between them, at every distance from the slabs' ends: as of the whole scan at once."""
+    labels = (tiny_model.bundle.manifest.labels[0],) * 12
+    rng = np.random.default_rng(heights[0])
+    values = rng.uniform(-4.0, -1.0, (len(labels), 13, 12, 97)).astype(np.float32)
+    for channel, of in enumerate(values):
+        for first in (channel, 30 + channel, 96 - channel):
+            of[3:9, 2:8, first : first + channel] += 4.5
+    grid = grid_of((13, 12, 97), 1)
+    cut, at_once = (gather_logits(slabs_of(values, some), labels, 1, grid) for some in (heights, [97]))
+    for channel in range(len(labels)):
+        one, other = cut.kept[channel], at_once.kept[channel]
+        assert one.above == other.above
+        np.testing.assert_array_equal(one.numbers, other.numbers)
+        np.testing.assert_array_equal([len(read()) for read in one.blocks], [len(read()) for read in other.blocks])
+    np.testing.assert_array_equal(all_values(cut), all_values(at_once))
+    assert bytes_of(cut)
+
+
 def test_most_of_a_long_scan_is_forgotten(tiny_model: Model) -> None:
     labels = labels_of(tiny_model)
     values = np.full((4, 40, 40, 200), -4.0, np.float32)
