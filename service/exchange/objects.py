@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from service.imaging.dicom_files import quiet_pydicom
-from service.reporting.dicom.files import FOLDER
+from service.reporting.outputs import DICOM_FOLDER
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ResultObject:
     @property
     def name(self) -> str:
         """Name of the artifact."""
-        return f"{FOLDER}/{self.path.name}"
+        return f"{DICOM_FOLDER}/{self.path.name}"
 
     def encoded(self) -> bytes:
         """The bytes of a file (PS3.10) that holds the object as Explicit VR Little Endian."""
@@ -44,6 +44,6 @@ class ResultObject:
 
 def result_objects(result: Path) -> tuple[ResultObject, ...]:
     """The DICOM objects in the folder of a result, SEG before the SR that refers to it."""
-    folder = result / FOLDER
+    folder = result / DICOM_FOLDER
     names = sorted(folder.glob("*.dcm"), key=lambda path: (path.name == "sr.dcm", path.name)) if folder.is_dir() else []
     return tuple(ResultObject(path) for path in names)

@@ -32,10 +32,9 @@ from service.imaging.dicom_files import quiet_pydicom
 from service.imaging.volume import Volume
 from service.inference.masks import Masks
 from service.progress import Progress, Stage, no_progress
-from service.reporting.dicom.files import FOLDER as DICOM_FOLDER
-from service.reporting.dicom.files import Task, dicom_tasks
+from service.reporting.dicom.files import dicom_tasks
 from service.reporting.nifti import label_map_slabs, mask_slabs, nifti_header, verify_nifti, write_nifti
-from service.reporting.outputs import NO_DICOM, OutputPlan
+from service.reporting.outputs import DICOM_FOLDER, NO_DICOM, OutputPlan, Task
 from service.reporting.pictures import picture_tasks
 from service.reporting.preview import CT as PREVIEW_CT
 from service.reporting.preview import FOLDER as PREVIEW_FOLDER

@@ -3,6 +3,7 @@
 It is decided from the headers, before the network runs: a file that cannot be written is refused in seconds.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -13,6 +14,12 @@ from service.imaging.study import Series
 from service.imaging.volume import Notice, Volume
 from service.reporting.schema import Findings, FindingsWarning, LesionFinding
 from service.request import DEFAULT_OUTPUTS, DICOM_OUTPUTS, Output, SegmentationRequest, SegType
+
+Task = tuple[tuple[str, ...], Callable[[], None]]
+"""The names of some files, and what writes them."""
+
+DICOM_FOLDER: Final = "dicom"
+"""Where the DICOM objects of a result lie."""
 
 REPORTS: Final = frozenset({Output.HTML, Output.PDF, Output.ENCAPSULATED_PDF})
 """Those that show the key images."""

@@ -16,10 +16,9 @@ from PIL import Image
 from service.imaging.volume import Volume
 from service.inference.masks import Masks
 from service.reporting.dicom.document import write_document
-from service.reporting.dicom.files import Task
 from service.reporting.dicom.objects import Authorship
 from service.reporting.key_images import draw_key_images
-from service.reporting.outputs import REPORTS, OutputPlan, pictured_lesions
+from service.reporting.outputs import REPORTS, OutputPlan, Task, pictured_lesions
 from service.reporting.overview import draw_overview
 from service.reporting.report.content import Picture, Report, report_content
 from service.reporting.report.html import render_html

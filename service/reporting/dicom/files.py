@@ -8,7 +8,7 @@
 What would be empty is not written. The report as a DICOM object is `service.reporting.dicom.document`'s.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,19 +24,15 @@ from service.reporting.dicom.objects import Authorship
 from service.reporting.dicom.readback import verify_binary, verify_labelmap, verify_structure_set
 from service.reporting.dicom.segmentation import binary_segmentation, labelmap_segmentation, save_segmentation
 from service.reporting.dicom.structure_set import save_structure_set, structure_set
-from service.reporting.outputs import OutputPlan
+from service.reporting.outputs import DICOM_FOLDER, OutputPlan, Task
 from service.reporting.schema import Findings
 from service.reporting.structures import Structure, lesions, on_slices, organs
 from service.request import Output, SegType
 
-FOLDER: Final = "dicom"
 SEG_ORGANS: Final = "dicom/seg-organs.dcm"
 SEG_LESIONS: Final = "dicom/seg-lesions.dcm"
 SR: Final = "dicom/sr.dcm"
 RTSTRUCT: Final = "dicom/rtstruct.dcm"
-
-Task = tuple[tuple[str, ...], Callable[[], None]]
-"""The names of some files, and what writes them."""
 
 
 def dicom_tasks(out_dir: Path, masks: Masks, findings: Findings, plan: OutputPlan) -> Iterator[Task]:
@@ -51,7 +47,7 @@ def dicom_tasks(out_dir: Path, masks: Masks, findings: Findings, plan: OutputPla
     if not found.organs and not found.lesions:
         return
     authorship = Authorship(plan.source, findings.provenance, plan.deidentify)
-    (out_dir / FOLDER).mkdir(exist_ok=True)
+    (out_dir / DICOM_FOLDER).mkdir(exist_ok=True)
     if plan.wanted & {Output.SEG, Output.SR}:
         with_report = Output.SR in plan.wanted
         names = [name for name, some in ((SEG_ORGANS, found.organs), (SEG_LESIONS, found.lesions)) if some]
