@@ -117,10 +117,15 @@ def _rewritten(node: Node, many: int) -> Node:
 
 
 def _sums(x: Output, row: Float64, many: int) -> Node:
-    """Planes (B, C, X/m, Y, Z), each the sum of m + 2 neighbouring planes of `x` by a row of the filter's `inputs`."""
-    channels = x.get_shape()[1]
-    kernel = np.broadcast_to(row.astype(np.float32)[:, None, None], (channels, 1, 1, len(row), 1, 1)).copy()
-    return op.group_convolution(x, kernel, [many, 1, 1], [1, 0, 0], [1, 0, 0], [1, 1, 1])
+    """Planes (B, C, X/m, Y, Z), each the sum of m + 2 neighbouring planes of `x` by a row of the filter's `inputs`.
+
+    Most rows begin and end with a zero: those planes are not read, and then no plane of x is beyond its ends.
+    """
+    first, *_, last = np.flatnonzero(row)
+    channels, after = x.get_shape()[1], len(row) - 1 - last
+    kernel = row[first : last + 1].astype(np.float32)[:, None, None]
+    kernel = np.broadcast_to(kernel, (channels, 1, 1, *kernel.shape)).copy()
+    return op.group_convolution(x, kernel, [many, 1, 1], [1 - first, 0, 0], [1 - after, 0, 0], [1, 1, 1])
 
 
 def _totals(products: list[Node], outputs: Float64) -> list[Node]:
