@@ -37,7 +37,7 @@ _BYTES_OF_A_LABEL, _MEASURED_BYTES = 7, 3
 # For each voxel of the scan: where segments overlap; a label map, renumbered, and read back again; outlines.
 _BINARY_BYTES, _LABELMAP_BYTES, _STRUCTURE_SET_BYTES = 1.5, 4.0, 0.5
 # Rows that resampling works on at once, on the model grid.
-_BLOCK_ROWS = 32
+_BLOCK_ROWS = 16
 # What does not grow with the scan: buffers of engine and decoders, the picture, what numpy and torch allocate once.
 _FIXED_BYTES = 200 * 1024**2
 
@@ -120,13 +120,14 @@ def predicted_bytes(
 
 
 def _preprocessing(geometry: Geometry, manifest: Manifest) -> int:
-    """The scan on the model grid, and its crop or the intermediates of a block."""
+    """The scan on the model grid, and its crop or the intermediates of a block of slices."""
     grid = whole_grid(geometry, manifest.preprocessing.spacing_mm)
-    n0, n1, n2 = (geometry.shape[axis] for axis in grid.to_ras.axes)
-    m0, m1, m2 = grid.whole
-    sources = min(n0, -(-_BLOCK_ROWS * n0 // m0) + 4)
-    block = 4 * n2 * (n1 * (sources + _BLOCK_ROWS) + m1 * _BLOCK_ROWS)
-    return 4 * m0 * m1 * m2 + max(block, 4 * m0 * m1 * m2)
+    columns, rows, slices = geometry.shape
+    model = dict(zip(grid.to_ras.axes, grid.whole, strict=True))  # by axis of the source
+    sources = min(slices, -(-_BLOCK_ROWS * slices // model[2]) + 4)
+    block = 4 * columns * (rows * (sources + _BLOCK_ROWS) + model[1] * _BLOCK_ROWS)
+    on_model_grid = 4 * prod(grid.whole)
+    return on_model_grid + max(block, on_model_grid)
 
 
 def _inference(geometry: Geometry, manifest: Manifest, labels: int) -> int:

@@ -20,7 +20,7 @@ AxisWeights = tuple[Float32, Float32, Float32]
 _CPU = torch.device("cpu")
 
 # Rows that are multiplied at once: their band spans few columns, so little work is wasted on zeros.
-_BLOCK_ROWS = 32
+_BLOCK_ROWS = 16
 
 
 def axis_weights(
@@ -52,14 +52,20 @@ def axis_weights(
 def resample(volume: NDArray[np.generic], weights: AxisWeights, device: torch.device = _CPU) -> Float32:
     """The volume (n0, n1, n2), of any real dtype, multiplied by weights[a] along each axis a: float32.
 
-    Block by block along the first axis: beside the result only the intermediates of one block are held, and an int16
-    scan never exists in float32 as a whole. A `device` other than the CPU holds the volume and the result too; it is
-    left to the CPU when it has no room for them.
+    Axes are walked as they lie in memory, whatever the view: to turn a scan around takes longer than to resample it. So
+    may the result lie. Block by block along the outermost: beside the result only the intermediates of one block are
+    held, and an int16 scan never exists in float32 as a whole. A `device` other than the CPU holds the volume and the
+    result too; it is left to the CPU when it has no room for them.
     """
+    order = sorted(range(3), key=lambda axis: -abs(volume.strides[axis]))
+    backwards = tuple(axis for axis in range(3) if volume.strides[axis] < 0)
+    lying = np.flip(volume, backwards).transpose(order)
+    w0, w1, w2 = (weights[a][:, ::-1].copy() if a in backwards else weights[a] for a in order)
     try:
-        return _resample(volume, weights, device)
+        resampled = _resample(lying, (w0, w1, w2), device)
     except torch.OutOfMemoryError:
-        return _resample(volume, weights, _CPU)
+        resampled = _resample(lying, (w0, w1, w2), _CPU)
+    return resampled.transpose(np.argsort(order))
 
 
 @torch.inference_mode()
@@ -87,11 +93,9 @@ def _planes_on_cpu(volume: NDArray[np.generic]) -> Callable[[slice], Tensor]:
 
 
 def _planes_on_device(volume: NDArray[np.generic], device: torch.device) -> Callable[[slice], Tensor]:
-    """The same of a volume that is sent as it lies in memory: turning it is quicker there."""
-    backwards = tuple(axis for axis, stride in enumerate(volume.strides) if stride < 0)  # torch has no such views
-    # A file that is mapped for reading cannot be a tensor; a copy in the order that it has can.
-    as_it_lies = np.require(np.flip(volume, backwards), requirements=["W"])
-    sent = torch.from_numpy(as_it_lies).to(device).flip(backwards)
+    """The same of a volume that is sent as a whole, in its own dtype."""
+    # A file that is mapped for reading cannot be a tensor; a copy can.
+    sent = torch.from_numpy(np.require(volume, requirements=["W"])).to(device)
     return lambda planes: sent[planes].to(torch.float32).contiguous()
 
 

@@ -34,8 +34,8 @@ def test_the_largest_stage_counts(tiny_bundle: Bundle) -> None:
     manifest = tiny_bundle.manifest
     x, y, z = 101, 199, 81
     voxels, model_grid = 200 * 160 * 100, x * y * z
-    # Source axes in the order x, y, z: 200, 100, 160. 32 rows of x are made of 64 and a few of the source.
-    preprocessing = 4 * model_grid + max(4 * 160 * (100 * (68 + 32) + y * 32), 4 * model_grid)
+    # The source's slices k lie along y, and its rows j along z. 16 rows of y are made of 9 slices and a few more.
+    preprocessing = 4 * model_grid + max(4 * 200 * (160 * (13 + 16) + z * 16), 4 * model_grid)
     kept = 0.125 * 3 * 4 * model_grid / 8
     inference = 4 * model_grid + 4 * (3 + 4) * 51 * 100 * 16 + 4 * 3 * 16**3 + kept
     bits = 0.125 * 3 * voxels / 8
@@ -52,7 +52,7 @@ def test_writing_counts_and_less_of_it_one_file_after_another(tiny_bundle: Bundl
         plan = OutputPlan(frozenset(wanted), source, seg_type)
         return predicted_bytes(FLAT, tiny_bundle.manifest, 3, plan, lean=lean)
 
-    voxels = 512 * 512 * 40
+    voxels = 512 * 512 * 80
     labelmap, both = needed(Output.SEG), needed(Output.SEG, Output.RTSTRUCT)
     assert both - labelmap == voxels // 2
     assert needed(Output.SEG, seg_type=SegType.BINARY) < labelmap
@@ -181,7 +181,7 @@ def test_a_group_without_limit_and_a_machine_that_does_not_tell(machine: Path) -
     assert available_bytes() is None
 
 
-FLAT = Geometry((512, 512, 40), np.diag([0.8, 0.8, 5.0, 1.0]))
+FLAT = Geometry((512, 512, 80), np.diag([0.8, 0.8, 5.0, 1.0]))
 
 MEASURED = """
 import json, sys
