@@ -105,13 +105,12 @@ def _outputs_at_once(node: Node) -> int:
 def _rewritten(node: Node, many: int) -> Node:
     inputs, taps, outputs = minimal_filter(_POINTS[many])
     weights_OIKYZ = node.input_value(1).get_node().data.astype(np.float64)
-    weights_POIYZ = np.einsum("pk,oikyz->poiyz", taps, weights_OIKYZ).astype(np.float32)
+    weights_POIYZ = sum(np.multiply.outer(taps[:, k], weights_OIKYZ[:, :, k]) for k in range(_TAPS)).astype(np.float32)
     within_planes = [0, 1, 1]
+    # An array as it is would be made a list of numbers first.
     products = [
-        op.convolution(
-            _sums(node.input_value(0), row, many), weights[:, :, None], [1] * 3, within_planes, within_planes, [1] * 3
-        )
-        for row, weights in zip(inputs, weights_POIYZ, strict=True)
+        op.convolution(_sums(node.input_value(0), row, many), kernel, [1] * 3, within_planes, within_planes, [1] * 3)
+        for row, kernel in zip(inputs, map(op.constant, weights_POIYZ[:, :, :, None]), strict=True)
     ]
     return _one_after_the_other(_totals(products, outputs))
 
@@ -124,7 +123,7 @@ def _sums(x: Output, row: Float64, many: int) -> Node:
     first, *_, last = np.flatnonzero(row)
     channels, after = x.get_shape()[1], len(row) - 1 - last
     kernel = row[first : last + 1].astype(np.float32)[:, None, None]
-    kernel = np.broadcast_to(kernel, (channels, 1, 1, *kernel.shape)).copy()
+    kernel = op.constant(np.broadcast_to(kernel, (channels, 1, 1, *kernel.shape)).copy())
     return op.group_convolution(x, kernel, [many, 1, 1], [1 - first, 0, 0], [1 - after, 0, 0], [1, 1, 1])
 
 
