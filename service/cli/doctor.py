@@ -244,18 +244,19 @@ def check_default_model(settings: Settings) -> Iterator[Check]:
 
 def _faster_precision(path: Path, used: "Model", threads: int | None) -> Iterator[Check]:
     """A precision that the model at `path` offers and in which this processor is faster than in the one in use."""
-    from service.inference.engines import AUTO_PRECISION, DEFAULT_PRECISION, EngineName
+    from service.inference.engines import AUTO_PRECISION, DEFAULT_PRECISION, EngineName, precisions_to_try
     from service.inference.model import load_bundle
 
     engine, manifest = used.predictor.engine, used.bundle.manifest
     if (engine.name, engine.precision) != (EngineName.OPENVINO, DEFAULT_PRECISION):
         return
+    fastest = precisions_to_try(used.bundle, EngineName.OPENVINO, AUTO_PRECISION)[0].name
+    if fastest == engine.precision:
+        return
     with suppress(VisceraError):
-        model = load_bundle(path, engine=EngineName.OPENVINO, precision=AUTO_PRECISION, threads=threads)
-        fastest = model.predictor.engine.precision
-        if fastest != engine.precision:
-            detail = f"{manifest.name} is faster on this processor in {fastest}"
-            yield Check("precision", Verdict.NOTE, detail, f"Set VISCERA_PRECISION to {fastest} to use it.")
+        load_bundle(path, engine=EngineName.OPENVINO, precision=fastest, threads=threads)
+        detail = f"{manifest.name} is faster on this processor in {fastest}"
+        yield Check("precision", Verdict.NOTE, detail, f"Set VISCERA_PRECISION to {fastest} to use it.")
 
 
 def _first_line(error: Exception) -> str:

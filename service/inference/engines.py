@@ -185,7 +185,7 @@ def open_engine(
     if name not in list(EngineName):
         raise EngineUnavailable(f"There is no engine {name}; choose {', '.join(EngineName)}.")
     asked = auto if name == EngineName.AUTO else (EngineName(name),)
-    candidates = [(engine, chosen) for engine in asked for chosen in _precisions(bundle, engine, precision)]
+    candidates = [(engine, chosen) for engine in asked for chosen in precisions_to_try(bundle, engine, precision)]
     if not candidates:
         raise PrecisionNotOffered(
             f"{bundle.manifest.name} does not offer {precision} for {name}; it offers {bundle.offer}."
@@ -202,7 +202,7 @@ def open_engine(
     raise EngineUnavailable(f"{'; '.join(dict.fromkeys(reasons))}. {bundle.manifest.name} offers {bundle.offer}.")
 
 
-def _precisions(bundle: Bundle, engine: EngineName, asked: str) -> list[Precision]:
+def precisions_to_try(bundle: Bundle, engine: EngineName, asked: str) -> list[Precision]:
     """Those to try with the engine, as far as the bundle offers them for it; PrecisionNotOffered when it has none such.
 
     On a GPU fp16 is faster, on a CPU only what an engine is hinted to compute in: bfloat16, and that not on each that
